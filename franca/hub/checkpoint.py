@@ -1,0 +1,199 @@
+"""Teacher files that describe themselves.
+
+A teacher file is ``torch.save({"teacher": {name: tensor}, "description": {...}})``. Names are ``backbone.*``,
+``dino_head.*`` and ``ibot_head.*``; the description holds plain types only, so that ``weights_only=True`` reads it:
+
+    format, arch, backbone (constructor arguments), heads, stage, step, images_seen, data, mean, std,
+    hash (sha256 of the tensors), franca and torch (versions)
+"""
+
+import ctypes
+import hashlib
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from franca.models import VisionTransformer
+
+FORMAT = 1
+LAYOUT = 'a teacher file: {"teacher": {"backbone.…": tensor, …}, "description": {"arch": …, "backbone": {…}, …}}'
+ROWS_SHOWN = 12
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be used; the message names the file, what is wrong and what to do."""
+
+
+def save_teacher(path: str | Path, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a teacher file atomically; an earlier file of that name survives any failure.
+
+    Args:
+        path: file to write; its folder must exist.
+        state: tensors named ``backbone.*`` and, where there are heads, ``dino_head.*`` and ``ibot_head.*``.
+        description: plain types; needs ``arch`` and ``backbone``. Format, hash and versions are added here.
+
+    Returns:
+        the description as written.
+
+    Raises:
+        CheckpointError: the description lacks a key or holds something that isn't a plain type.
+        OSError: the file can't be written (no such folder, full disk).
+    """
+    for key in ("arch", "backbone"):
+        if key not in description:
+            raise CheckpointError(f"description of {path} has no {key!r}: load_model could not rebuild the model")
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
+    }
+    written = {
+        **_plain(description, "description"),
+        "format": FORMAT,
+        "hash": hash_tensors(tensors),
+        "franca": _package_version(),
+        "torch": str(torch.__version__),
+    }
+    write_atomically(path, lambda file: torch.save({"teacher": tensors, "description": written}, file))
+    return written
+
+
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
+    """Call ``write`` on a temporary file beside ``path``, force it to disk, then rename it over ``path``.
+
+    Raises:
+        OSError: writing failed. Then ``path`` is as it was before, and the temporary file is gone.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        # torch's zip writer reports a full disk as RuntimeError
+        if isinstance(error, (OSError, RuntimeError)):
+            raise OSError(
+                f"{path} could not be written ({error}); check the folder and the free space. "
+                "An earlier file of that name is untouched"
+            ) from error
+        raise
+    _sync_folder(path.parent)
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """The description of a teacher file, without reading its tensors into memory.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as load_model.
+    """
+    return _read(path)["description"]
+
+
+def load_model(checkpoint: str | Path) -> VisionTransformer:
+    """The backbone of a teacher file, in eval mode on the CPU, with the architecture the file describes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: unreadable, without a description, damaged, or tensors that don't fit the description.
+    """
+    content = _read(checkpoint)
+    teacher, description = content["teacher"], content["description"]
+    if "hash" in description and hash_tensors(teacher) != description["hash"]:
+        raise CheckpointError(f"{checkpoint} is damaged: its tensors don't have the hash written in its description")
+    try:
+        model = VisionTransformer(**description["backbone"])
+    except TypeError as error:
+        raise CheckpointError(f"{checkpoint} describes a backbone this version can't build: {error}") from error
+    backbone = {name.removeprefix("backbone."): t for name, t in teacher.items() if name.startswith("backbone.")}
+    load_weights(model, backbone, origin=str(checkpoint))
+    return model.eval()
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+    """Copy ``state`` into ``module``; names and shapes must agree exactly.
+
+    Raises:
+        CheckpointError: a short table of names that are missing, unexpected, or of another shape. Nothing was copied.
+    """
+    wanted = module.state_dict()
+    rows = [f"missing     {name} {tuple(wanted[name].shape)}" for name in wanted if name not in state]
+    rows += [f"unexpected  {name} {tuple(state[name].shape)}" for name in state if name not in wanted]
+    rows += [
+        f"shape       {name}: file {tuple(state[name].shape)}, model {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in state and state[name].shape != wanted[name].shape
+    ]
+    if rows:
+        more = [f"… and {len(rows) - ROWS_SHOWN} more"] if len(rows) > ROWS_SHOWN else []
+        table = "\n  ".join(rows[:ROWS_SHOWN] + more)
+        raise CheckpointError(f"{origin} is of another architecture than {type(module).__name__} as built:\n  {table}")
+    module.load_state_dict(dict(state))
+
+
+def hash_tensors(state: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes of the tensors, in alphabetical order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if tensor.numel():
+            # read in place: numpy would be a second dependency, and knows no bfloat16
+            digest.update((ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr()))
+    return digest.hexdigest()
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; give the path of {LAYOUT}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) can't be read: truncated, or no PyTorch checkpoint ({reason}); "
+            "copy or save it again"
+        ) from error
+    if not isinstance(content, dict) or not {"teacher", "description"} <= content.keys():
+        found = f"entries {sorted(map(str, content))[:8]}" if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(f"{path} doesn't describe itself (found {found}); expected {LAYOUT}")
+    return content
+
+
+def _plain(value: Any, where: str) -> Any:
+    """``value`` with mappings as dict and sequences as list, or an error that says where it isn't a plain type."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, str):
+        return str(value)  # a subclass of str (torch's version number is one) would not pass weights_only=True
+    if value is None or isinstance(value, (int, float)):
+        return value
+    raise CheckpointError(f"{where} is {type(value).__name__}, not a plain type (str, number, bool, None, list, dict)")
+
+
+def _package_version() -> str:
+    try:
+        return version("franca")
+    except PackageNotFoundError:
+        return "source checkout"
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system lets a folder be opened."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
