@@ -1,0 +1,196 @@
+"""The pretraining objective: a batch in, a LossReport out.
+
+B images, each with 2 global crops and L local crops, all stacked crop-major; N patches of a global crop; M rows of masked
+patches, padding included; J Matryoshka levels, narrowest first, with K_j prototypes; D feature width.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from franca.objective.losses import crop_loss, koleo_loss, patch_loss
+from franca.objective.sinkhorn import LogSumExpOverRanks, joint_sinkhorn_assignments
+from franca.objective.student_teacher import EncoderOutput, StudentTeacher
+
+
+class Batch(Protocol):
+    """What the objective reads of a batch; franca.data.batch.PretrainBatch has this form."""
+
+    @property
+    def global_crops(self) -> Tensor: ...  # (2B, C, H, W), all images of crop a, then of crop b
+    @property
+    def local_crops(self) -> Tensor | None: ...  # (L*B, C, h, w), or None
+    @property
+    def masks(self) -> Tensor: ...  # (2B, N) bool, True = the student doesn't see this patch
+    @property
+    def mask_indices(self) -> Tensor: ...  # (M,) int64 into 2B*N, padded with 0
+    @property
+    def mask_weights(self) -> Tensor: ...  # (M,) fp32, 1 / masked patches of the row's own crop, 0 for padding
+    @property
+    def mask_valid(self) -> Tensor: ...  # (M,) bool, False for padding
+    @property
+    def n_images(self) -> int: ...  # B
+
+
+@dataclass
+class ObjectiveConfig:
+    """Weights and temperatures of the objective; the teacher's temperature follows a schedule and comes with each call."""
+
+    student_temperature: float = 0.1
+    sinkhorn_iterations: int = 3
+    crop_weight: float = 1.0  # local and global crop terms
+    patch_weight: float = 1.0
+    koleo_weight: float = 0.1  # of each of the two global crops; 0 skips the computation
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.student_temperature) and self.student_temperature > 0):
+            raise ValueError(
+                f"objective.student_temperature is {self.student_temperature}: it divides the student's logits and must "
+                "be above 0, such as 0.1"
+            )
+        if self.sinkhorn_iterations < 1:
+            raise ValueError(
+                f"objective.sinkhorn_iterations is {self.sinkhorn_iterations}: at least 1 round is needed, "
+                "the usual number is 3"
+            )
+        for name in ("crop_weight", "patch_weight", "koleo_weight"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(
+                    f"objective.{name} is {value}: a loss weight must be 0 or above; 0 switches the term off"
+                )
+        if self.crop_weight == 0 and self.patch_weight == 0:
+            raise ValueError("objective.crop_weight and objective.patch_weight are both 0: nothing would be learned")
+
+
+@dataclass
+class Targets:
+    """The teacher's answer to a batch, without gradient."""
+
+    crop: list[Tensor]  # J x (2B, K_j) assignments, rows sum to 1
+    patch: list[Tensor]  # J x (M, K_j) assignments, rows sum to 1, padding rows are 0
+    class_tokens: Tensor  # (2B, D)
+    crop_logits: list[Tensor]  # J x (2B, K_j), before Sinkhorn
+
+
+@dataclass
+class LossReport:
+    """The optimised value with its parts, which add up to it."""
+
+    total: Tensor  # scalar
+    terms: dict[str, Tensor]  # scalars crop_local, crop_global, patch, koleo; weights included; their sum is the total
+    levels: dict[str, Tensor]  # (J,) for crop_local, crop_global, patch; each sums to the term
+    features: Tensor  # (2B, D) the student's class tokens of the global crops, detached
+    student_logits: list[Tensor]  # J x (2B, K_j) of the global crops, detached
+
+
+class PretrainingObjective(nn.Module):
+    """Student predicts the teacher's balanced assignments of crops and of masked patches (paper section 2, FACTS "Heads and
+    objective"). With n = 2 + 2L:
+
+        total = crop_weight * (local / n + 2 * global / n) + patch_weight * patch + koleo_weight * sum over crops of KoLeo
+
+    With one level and block masks this is DINOv2's objective.
+    """
+
+    def __init__(
+        self, pair: StudentTeacher, config: ObjectiveConfig, logsumexp_over_ranks: LogSumExpOverRanks | None = None
+    ) -> None:
+        super().__init__()
+        self.pair = pair
+        self.config = config
+        self.logsumexp_over_ranks = logsumexp_over_ranks
+
+    def forward(self, batch: Batch, teacher_temperature: float | Tensor) -> LossReport:
+        """The loss of one batch on its own."""
+        (targets,) = self.assign([batch], teacher_temperature)
+        return self.student_loss(batch, targets)
+
+    @torch.no_grad()
+    def assign(self, batches: Sequence[Batch], teacher_temperature: float | Tensor) -> list[Targets]:
+        """Targets of every batch, from one Sinkhorn over the rows of all of them.
+
+        Gradient accumulation gives all micro-batches of a step here; the mean of their student losses is then the loss of
+        the batch they form together (KoLeo apart, which compares within a micro-batch).
+        """
+        answers = [self.pair.teacher([batch.global_crops], batch.mask_indices) for batch in batches]
+        crop_levels = _join_levels([answer.crop_logits for answer in answers])
+        patch_levels = _join_levels([answer.patch_logits for answer in answers])
+        valid = _join([batch.mask_valid for batch in batches])
+        assignments = joint_sinkhorn_assignments(
+            crop_levels + patch_levels,
+            teacher_temperature,
+            self.config.sinkhorn_iterations,
+            [None] * len(crop_levels) + [valid] * len(patch_levels),
+            self.logsumexp_over_ranks,
+        )
+        crop = _split_levels(assignments[: len(crop_levels)], [len(batch.global_crops) for batch in batches])
+        patch = _split_levels(assignments[len(crop_levels) :], [len(batch.mask_indices) for batch in batches])
+        return [
+            Targets(c, p, answer.class_tokens, answer.crop_logits)
+            for c, p, answer in zip(crop, patch, answers, strict=True)
+        ]
+
+    def student_loss(self, batch: Batch, targets: Targets) -> LossReport:
+        """The student's loss against given targets; the part of a step that has a gradient."""
+        n_images, local_crops = batch.n_images, batch.local_crops
+        has_local = local_crops is not None and len(local_crops) > 0
+        crops = [batch.global_crops, local_crops] if has_local else [batch.global_crops]
+        student: EncoderOutput = self.pair.student(crops, batch.mask_indices, batch.masks)
+        global_logits = [logits[: 2 * n_images] for logits in student.crop_logits]
+        local_logits = [logits[2 * n_images :] for logits in student.crop_logits]
+
+        levels = self._crop_levels(global_logits, local_logits, targets.crop, n_images)
+        levels["patch"] = self.config.patch_weight * patch_loss(
+            student.patch_logits, targets.patch, batch.mask_weights, 2 * n_images, self.config.student_temperature
+        )
+        features = student.class_tokens[: 2 * n_images]
+        terms = {name: values.sum() for name, values in levels.items()} | {"koleo": self._koleo(features)}
+        return LossReport(
+            total=torch.stack(list(terms.values())).sum(),
+            terms={name: value.detach() for name, value in terms.items()},
+            levels={name: values.detach() for name, values in levels.items()},
+            features=features.detach(),
+            student_logits=[logits.detach() for logits in global_logits],
+        )
+
+    def _crop_levels(
+        self, global_logits: list[Tensor], local_logits: list[Tensor], targets: list[Tensor], n_images: int
+    ) -> dict[str, Tensor]:
+        """Weighted crop terms per level, (J,) each."""
+        n_local = len(local_logits[0]) // n_images
+        weight = self.config.crop_weight / (2 + 2 * n_local)
+        temperature = self.config.student_temperature
+        # Crop a of the student is matched with crop b of the teacher, and b with a.
+        other_crop = [target.roll(n_images, dims=0) for target in targets]
+        both_crops = [target[:n_images] + target[n_images:] for target in targets]
+        return {
+            "crop_local": weight * crop_loss(local_logits, both_crops, temperature),
+            "crop_global": 2 * weight * crop_loss(global_logits, other_crop, temperature),
+        }
+
+    def _koleo(self, features: Tensor) -> Tensor:
+        """Weighted KoLeo of both global crops, each within its own crop: (2B, D) -> scalar."""
+        if self.config.koleo_weight == 0:
+            return features.new_zeros((), dtype=torch.float32)
+        first, second = features.chunk(2)
+        return self.config.koleo_weight * (koleo_loss(first) + koleo_loss(second))
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Rows of all batches, (sum N_i, ...); a single batch is passed on without a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _join_levels(batches: list[list[Tensor]]) -> list[Tensor]:
+    """Level by level, the rows of all batches."""
+    return [_join(list(level)) for level in zip(*batches, strict=True)]
+
+
+def _split_levels(levels: list[Tensor], rows: list[int]) -> list[list[Tensor]]:
+    """Undoes `_join_levels`: one list of levels per batch, which has rows[i] rows."""
+    return [list(batch) for batch in zip(*(level.split(rows) for level in levels), strict=True)]

@@ -1,0 +1,118 @@
+"""Sinkhorn-Knopp in the log domain: teacher logits to balanced soft assignments.
+
+N rows (crops or patches), K prototypes, L = logits / temperature, (N, K). From v = 0 every round first gives each
+prototype the same total mass over all rows of all ranks, then each row the mass 1:
+
+    u_k = -logsumexp_n(L_nk + v_n)
+    v_n = -logsumexp_k(L_nk + u_k)
+
+and the assignments are q = exp(L + u + v). Only u and v are kept between rounds, so nothing overflows and no (N, K) matrix
+is stored but the result; overall constants of the usual form (total mass, N, K) cancel in the last row step.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+LogSumExpOverRanks = Callable[[Tensor], Tensor]
+
+
+def sinkhorn_assignments(
+    logits: Tensor,
+    temperature: float | Tensor,
+    iterations: int = 3,
+    valid: Tensor | None = None,
+    logsumexp_over_ranks: LogSumExpOverRanks | None = None,
+) -> Tensor:
+    """Balanced assignments of rows to prototypes: (N, K) -> (N, K), fp32, rows sum to 1, no gradient.
+
+    valid: (N,) bool; other rows take no part and return zeros. temperature: a number or a 0-dim tensor.
+    logsumexp_over_ranks: given the (K,) column log-masses of this rank returns those of all ranks.
+    Raises ValueError for a temperature or a number of iterations that is not positive, and for a `valid` of another form.
+    """
+    return joint_sinkhorn_assignments([logits], temperature, iterations, [valid], logsumexp_over_ranks)[0]
+
+
+@torch.no_grad()
+def joint_sinkhorn_assignments(
+    logits: Sequence[Tensor],
+    temperature: float | Tensor,
+    iterations: int = 3,
+    valid: Sequence[Tensor | None] | None = None,
+    logsumexp_over_ranks: LogSumExpOverRanks | None = None,
+) -> list[Tensor]:
+    """`sinkhorn_assignments` of several independent problems (levels, heads), each (N_i, K_i), one collective a round.
+
+    It replaces `[sinkhorn_assignments(x, ...) for x in logits]`; the column masses of all problems travel as one vector of
+    sum(K_i) entries.
+    """
+    if not logits:
+        return []
+    valid = [None] * len(logits) if valid is None else valid
+    _check(logits, temperature, iterations, valid)
+    scale = _inverse(temperature, logits[0].device)
+    first = [_first_row_potential(scores, rows) for scores, rows in zip(logits, valid, strict=True)]
+
+    u = _column_potentials(logits, scale, first, logsumexp_over_ranks)
+    for _ in range(iterations - 1):
+        v = [
+            -_log_mass(scores, scale, columns, dim=1) + row
+            for scores, columns, row in zip(logits, u, first, strict=True)
+        ]
+        u = _column_potentials(logits, scale, v, logsumexp_over_ranks)
+    # The last row step, exp(L + u + v) with v = -logsumexp_k(L + u), is a softmax.
+    assignments = [
+        torch.addcmul(columns, x.float(), scale).softmax(dim=1) for x, columns in zip(logits, u, strict=True)
+    ]
+    for result, rows in zip(assignments, valid, strict=True):
+        if rows is not None:
+            result.masked_fill_(~rows[:, None], 0.0)
+    return assignments
+
+
+def _first_row_potential(logits: Tensor, valid: Tensor | None) -> Tensor:
+    """v before the first round, (N,): 0, and -inf for rows that take no part."""
+    start = torch.zeros(len(logits), device=logits.device)
+    return start if valid is None else start.masked_fill_(~valid, -torch.inf)
+
+
+def _log_mass(logits: Tensor, scale: Tensor, potential: Tensor, dim: int) -> Tensor:
+    """logsumexp over rows (dim 0, potential (N, 1)) or prototypes (dim 1, potential (K,)) of logits * scale + potential."""
+    return torch.addcmul(potential, logits.float(), scale).logsumexp(dim)
+
+
+def _column_potentials(
+    logits: Sequence[Tensor], scale: Tensor, rows: Sequence[Tensor], over_ranks: LogSumExpOverRanks | None
+) -> tuple[Tensor, ...]:
+    """u of every problem, (K_i,), from its v, (N_i,)."""
+    mass = torch.cat([_log_mass(scores, scale, v[:, None], dim=0) for scores, v in zip(logits, rows, strict=True)])
+    if over_ranks is not None:
+        mass = over_ranks(mass)
+    # No row anywhere (mass -inf) leaves nothing to balance; u = 0 keeps inf - inf out of the discarded rows.
+    u = -mass.masked_fill(mass.isneginf(), 0.0)
+    return u.split([scores.shape[1] for scores in logits])
+
+
+def _inverse(temperature: float | Tensor, device: torch.device) -> Tensor:
+    """1 / temperature as a 0-dim fp32 tensor, made without waiting for the device."""
+    if isinstance(temperature, Tensor):
+        return temperature.to(device, torch.float32, non_blocking=True).reciprocal()
+    return torch.full((), 1.0 / temperature, device=device)
+
+
+def _check(
+    logits: Sequence[Tensor], temperature: float | Tensor, iterations: int, valid: Sequence[Tensor | None]
+) -> None:
+    if not isinstance(temperature, Tensor) and not temperature > 0:
+        raise ValueError(
+            f"Sinkhorn temperature is {temperature}: it divides the logits and must be above 0, such as 0.04"
+        )
+    if iterations < 1:
+        raise ValueError(f"Sinkhorn iterations is {iterations}: at least 1 round is needed, the usual number is 3")
+    for scores, rows in zip(logits, valid, strict=True):
+        if rows is not None and (rows.dtype != torch.bool or rows.shape != scores.shape[:1]):
+            raise ValueError(
+                f"valid is {rows.dtype} of shape {tuple(rows.shape)}: logits of shape {tuple(scores.shape)} need bool "
+                f"of shape ({len(scores)},), one entry per row"
+            )

@@ -1,0 +1,72 @@
+"""The pair of networks: a student that learns and a teacher that follows it as an exponential moving average."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class EncoderOutput:
+    """What both heads say about a set of crops: R crops in all, M rows of masked patches, J levels, narrowest first."""
+
+    class_tokens: Tensor  # (R, D), backbone output after the last norm
+    crop_logits: list[Tensor]  # J x (R, K_j)
+    patch_logits: list[Tensor]  # J x (M, K_j)
+
+
+class Encoder(nn.Module):
+    """Backbone with a head for class tokens and a head for patches."""
+
+    def __init__(self, backbone: nn.Module, dino_head: nn.Module, ibot_head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.dino_head = dino_head
+        self.ibot_head = ibot_head
+
+    def forward(self, crops: Sequence[Tensor], patch_indices: Tensor, masks: Tensor | None = None) -> EncoderOutput:
+        """Class tokens of all crops, logits of all crops, and logits of the chosen patches of the first entry.
+
+        crops: one tensor (R_i, C, h_i, w_i) per size, the global crops first; all go through the backbone together.
+        patch_indices: (M,) int64 into the flattened (R_0 * N) patches of crops[0]; the patch head sees these rows alone.
+        masks: (R_0, N) bool, patches of crops[0] that the mask token replaces; the other crops are never masked.
+        """
+        per_size = self.backbone.forward_features(list(crops), [masks] + [None] * (len(crops) - 1))
+        class_tokens = torch.cat([features["x_norm_clstoken"] for features in per_size])
+        patches = per_size[0]["x_norm_patchtokens"].flatten(0, 1).index_select(0, patch_indices)
+        return EncoderOutput(class_tokens, self.dino_head(class_tokens), self.ibot_head(patches))
+
+
+class StudentTeacher(nn.Module):
+    """Two encoders of the same tensors. The teacher starts as a copy of the student, is always in eval mode (so its rate
+    of stochastic depth never matters) and never asks for a gradient.
+
+    Raises RuntimeError, naming the tensors, if the teacher's names or shapes differ from the student's.
+    """
+
+    def __init__(self, student: Encoder, teacher: Encoder) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher.requires_grad_(False).eval()
+        self.teacher.load_state_dict(student.state_dict())
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the student's mode; the teacher stays in eval mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float | Tensor) -> None:
+        """teacher <- momentum * teacher + (1 - momentum) * student, over all parameters.
+
+        momentum: a number, or a 0-dim tensor on the parameters' device when the device decides it.
+        """
+        averages, current = list(self.teacher.parameters()), list(self.student.parameters())
+        if isinstance(momentum, Tensor):
+            for average, value in zip(averages, current, strict=True):
+                average.lerp_(value, 1 - momentum)
+        else:
+            torch._foreach_lerp_(averages, current, 1 - momentum)
