@@ -13,13 +13,13 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
+from franca import __version__
 from franca.models import VisionTransformer
 
 FORMAT = 1
@@ -56,7 +56,7 @@ def save_teacher(path: str | Path, state: Mapping[str, Tensor], description: Map
         **_plain(description, "description"),
         "format": FORMAT,
         "hash": hash_tensors(tensors),
-        "franca": _package_version(),
+        "franca": __version__,
         "torch": str(torch.__version__),
     }
     write_atomically(path, lambda file: torch.save({"teacher": tensors, "description": written}, file))
@@ -180,13 +180,6 @@ def _plain(value: Any, where: str) -> Any:
     if value is None or isinstance(value, (int, float)):
         return value
     raise CheckpointError(f"{where} is {type(value).__name__}, not a plain type (str, number, bool, None, list, dict)")
-
-
-def _package_version() -> str:
-    try:
-        return version("franca")
-    except PackageNotFoundError:
-        return "source checkout"
 
 
 def _sync_folder(folder: Path) -> None:

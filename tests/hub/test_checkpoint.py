@@ -47,8 +47,11 @@ def test_file_is_plain_and_describes_itself(model, saved) -> None:
     assert set(content) == {"teacher", "description"}
     found = describe(saved)
     assert found == content["description"]
-    assert found["step"] == 7 and found["mean"] == [0.5, 0.5, 0.5] and found["arch"] == "custom"
-    assert found["hash"] == hash_tensors(content["teacher"]) and found["torch"] == str(torch.__version__)
+    assert found["step"] == 7
+    assert found["mean"] == [0.5, 0.5, 0.5]
+    assert found["arch"] == "custom"
+    assert found["hash"] == hash_tensors(content["teacher"])
+    assert found["torch"] == str(torch.__version__)
     assert {"format", "franca"} <= found.keys()
 
 
@@ -148,7 +151,7 @@ def test_file_without_description_says_what_is_expected(parity_dir) -> None:
 @pytest.mark.parametrize("content", [torch.ones(3), {"state_dict": {}}, {"teacher": {}}])
 def test_other_content_says_what_is_expected(tmp_path, content) -> None:
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match="doesn't describe itself.*expected a teacher file"):
+    with pytest.raises(CheckpointError, match=r"doesn't describe itself.*expected a teacher file"):
         describe(tmp_path / "other.pth")
 
 
@@ -163,7 +166,8 @@ def test_other_architecture_is_a_short_table(model, tmp_path) -> None:
     message = str(caught.value)
     assert "missing     cls_token (1, 1, 16)" in message
     assert "unexpected  extra.0 (1,)" in message
-    assert "and 20 more" in message and len(message.splitlines()) < 20
+    assert "and 20 more" in message
+    assert len(message.splitlines()) < 20
 
 
 def test_other_shape_is_shown_and_nothing_is_copied(model) -> None:
