@@ -1,0 +1,145 @@
+"""The Matryoshka head: one projector and one set of prototypes per nested slice of the feature.
+
+Legend: N rows, d = in_dim, level j with m_j features and K_j prototypes, narrowest level first.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Prototypes(nn.Module):
+    """(N, width) -> (N, count): inner products with prototypes of unit length, times a gain each (weight norm)."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.empty(count, 1))
+        self.weight_v = nn.Parameter(torch.empty(count, width))
+
+    def reset_parameters(self) -> None:
+        bound = self.weight_v.shape[1] ** -0.5
+        nn.init.ones_(self.weight_g)
+        nn.init.uniform_(self.weight_v, -bound, bound)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
+        return F.linear(rows, self.weight_v * (self.weight_g / length))
+
+
+class MatryoshkaHead(nn.Module):
+    """Scores of every level, (N, d) -> [(N, K_1), ..., (N, K_J)], narrowest level first.
+
+    Level j reads x[..., :m_j] (paper section 3.1) through a square linear map, an MLP down to `bottleneck_dim`, and its
+    own prototypes. With one level, nesting=(1,), it is a DINO head behind one linear map.
+
+    Args:
+        in_dim: width d of the feature.
+        prototypes: the widest level's count, scaled by the levels' widths; or a list with one count per level.
+        nesting: widths of the levels as fractions of d, growing; each must give a whole number of features.
+        hidden_dim: hidden width of the MLPs.
+        bottleneck_dim: width that the prototypes see.
+        layers: linear layers of each MLP; 1 is a single linear map.
+        normalize_bottleneck: True, as DINOv2: the last linear's output, L2-normalised, meets the prototypes. False, as
+            the released Franca weights: a GELU after the last linear (if layers > 1), no normalisation.
+
+    Raises:
+        ValueError: for an argument outside the ranges above.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        prototypes: int | Sequence[int],
+        nesting: Sequence[float] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1),
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 384,
+        layers: int = 3,
+        normalize_bottleneck: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value in (("hidden_dim", hidden_dim), ("bottleneck_dim", bottleneck_dim), ("layers", layers)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be a whole number above 0")
+        self.widths = level_widths(in_dim, nesting)
+        self.prototypes = level_prototypes(prototypes, self.widths)
+        self.normalize_bottleneck = normalize_bottleneck
+        self.config: dict[str, Any] = {
+            "in_dim": in_dim,
+            "prototypes": self.prototypes,
+            "nesting": [float(fraction) for fraction in nesting],
+            "hidden_dim": hidden_dim,
+            "bottleneck_dim": bottleneck_dim,
+            "layers": layers,
+            "normalize_bottleneck": normalize_bottleneck,
+        }
+        self.matryoshka_projections = nn.ModuleList(nn.Linear(width, width) for width in self.widths)
+        self.mlps = nn.ModuleList(
+            _mlp(width, hidden_dim, bottleneck_dim, layers, last_gelu=not normalize_bottleneck) for width in self.widths
+        )
+        self.last_layers = nn.ModuleList(Prototypes(bottleneck_dim, count) for count in self.prototypes)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Set every parameter to its start value, whatever was allocated (DINOv2's conventions)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, Prototypes):
+                module.reset_parameters()
+
+    def forward(self, features: Tensor) -> list[Tensor]:
+        levels = zip(self.widths, self.matryoshka_projections, self.mlps, self.last_layers, strict=True)
+        return [last(self._bottleneck(mlp(project(features[..., :width])))) for width, project, mlp, last in levels]
+
+    def _bottleneck(self, rows: Tensor) -> Tensor:
+        return F.normalize(rows.float(), dim=-1, eps=1e-6) if self.normalize_bottleneck else rows
+
+
+def level_widths(in_dim: int, nesting: Sequence[float]) -> list[int]:
+    """Features of each level, e.g. 768 and (1/4, 1/2, 1) -> [192, 384, 768]; ValueError if that makes no levels."""
+    widths = [round(in_dim * fraction) for fraction in nesting]
+    if not widths:
+        raise ValueError("nesting is empty; give at least one level, e.g. (1,)")
+    for fraction, width in zip(nesting, widths, strict=True):
+        if not 0 < fraction <= 1 or width < 1 or abs(width - in_dim * fraction) > 1e-3:
+            raise ValueError(
+                f"nesting holds {fraction:g}, which of in_dim={in_dim} features makes {in_dim * fraction:g}; "
+                "each level needs a whole number of features from 1 to in_dim"
+            )
+    if any(narrow >= wide for narrow, wide in pairwise(widths)):
+        raise ValueError(f"nesting={list(nesting)} makes widths {widths}; they must grow, without duplicates")
+    return widths
+
+
+def level_prototypes(prototypes: int | Sequence[int], widths: Sequence[int]) -> list[int]:
+    """Prototypes of each level: a list as given, or the widest level's count scaled by the widths."""
+    if not isinstance(prototypes, int):
+        counts = [int(count) for count in prototypes]
+        if len(counts) != len(widths):
+            raise ValueError(f"prototypes={counts} holds {len(counts)} counts for {len(widths)} levels of nesting")
+    else:
+        if any(prototypes * width % widths[-1] for width in widths):
+            raise ValueError(
+                f"prototypes={prototypes} scaled to widths {list(widths)} gives no whole numbers; choose a multiple of "
+                f"{widths[-1] // widths[0]} or list one count per level"
+            )
+        counts = [prototypes * width // widths[-1] for width in widths]
+    if min(counts) < 1:
+        raise ValueError(f"prototypes per level {counts}: every level needs at least one")
+    return counts
+
+
+def _mlp(in_dim: int, hidden: int, out_dim: int, layers: int, last_gelu: bool) -> nn.Module:
+    """`layers` linear maps with a GELU between them, and one after the last if asked for; a single map has none."""
+    if layers == 1:
+        return nn.Linear(in_dim, out_dim)
+    dims = [in_dim, *[hidden] * (layers - 1), out_dim]
+    steps: list[nn.Module] = []
+    for narrow, wide in pairwise(dims):
+        steps += [nn.Linear(narrow, wide), nn.GELU()]
+    return nn.Sequential(*(steps if last_gelu else steps[:-1]))
