@@ -23,8 +23,8 @@ def world_size() -> int:
 def logsumexp_over_ranks(local: Tensor) -> Tensor:
     """log(sum over ranks of exp(local)), element by element, any shape, same on every rank.
 
-    One maximum and one sum over the group, without gradient. -inf stands for "nothing here": a rank whose every entry is
-    -inf changes nothing, and -inf on all ranks gives -inf. Without a process group, or alone in it, `local` is returned.
+    One maximum and one sum over the group, without gradient. -inf stands for "nothing here": a rank that holds -inf
+    changes nothing, and -inf on all ranks gives -inf. Without a process group, or alone in it, `local` is returned.
     """
     if world_size() == 1:
         return local

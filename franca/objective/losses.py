@@ -1,7 +1,7 @@
 """Crop loss, patch loss and KoLeo, all in fp32 with autocast off.
 
-B images, N rows, K_j prototypes of level j, J levels, D feature width. Levels are lists, narrowest first, and have equal
-weight (paper section 2.1): every loss returns one value per level, (J,), whose sum is the loss.
+B images, N rows, K_j prototypes of level j, J levels, D feature width. Levels are lists, narrowest first, of equal
+weight (paper section 2.1): crop and patch loss return one value per level, (J,), whose sum is the loss.
 """
 
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ def crop_loss(student: Sequence[Tensor], targets: Sequence[Tensor], temperature:
 
     student: J x (C*N, K_j), C crops stacked crop-major; targets: J x (N, K_j), fp32. It replaces, for every level,
         sum(cross_entropy(crop, target, temperature).mean() for crop in student.chunk(C))
-    Since cross-entropy is linear in its target, local crops against both teacher crops are one call with q_a + q_b:
-        sum(ce(crop, q).mean() for crop in crops for q in (q_a, q_b)) == sum(ce(crop, q_a + q_b).mean() for crop in crops)
+    Cross-entropy is linear in its target, so local crops against both teacher crops take one call with q_a + q_b for
+        sum(cross_entropy(crop, q).mean() for crop in local_crops for q in (q_a, q_b))
     """
     per_level = []
     for logits, target in zip(student, targets, strict=True):
@@ -43,8 +43,8 @@ def patch_loss(
 ) -> Tensor:
     """Cross-entropy of masked-patch predictions, per level: (J,).
 
-    student, targets: J x (M, K_j); weights: (M,), 1 / masked patches of the row's own crop, 0 for padding, so that a crop
-    counts as the mean over its masked patches. n_crops: all global crops of the batch, masked or not.
+    student, targets: J x (M, K_j); weights: (M,), 1 / masked patches of the row's own crop, 0 for padding, so that a
+    crop counts as the mean over its masked patches. n_crops: all global crops of the batch, masked or not.
     """
     per_level = [
         torch.dot(cross_entropy(logits, target, temperature), weights)

@@ -1,7 +1,7 @@
 """The pretraining objective: a batch in, a LossReport out.
 
-B images, each with 2 global crops and L local crops, all stacked crop-major; N patches of a global crop; M rows of masked
-patches, padding included; J Matryoshka levels, narrowest first, with K_j prototypes; D feature width.
+B images, each with 2 global crops and L local crops, all stacked crop-major; N patches of a global crop; M rows of
+masked patches, padding included; J Matryoshka levels, narrowest first, with K_j prototypes; D feature width.
 """
 
 import math
@@ -38,7 +38,7 @@ class Batch(Protocol):
 
 @dataclass
 class ObjectiveConfig:
-    """Weights and temperatures of the objective; the teacher's temperature follows a schedule and comes with each call."""
+    """Weights of the terms and the student's side; the teacher's temperature is scheduled and comes with each call."""
 
     student_temperature: float = 0.1
     sinkhorn_iterations: int = 3
@@ -49,8 +49,8 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.student_temperature) and self.student_temperature > 0):
             raise ValueError(
-                f"objective.student_temperature is {self.student_temperature}: it divides the student's logits and must "
-                "be above 0, such as 0.1"
+                f"objective.student_temperature is {self.student_temperature}: it divides the student's logits and "
+                "must be above 0, such as 0.1"
             )
         if self.sinkhorn_iterations < 1:
             raise ValueError(
@@ -89,10 +89,11 @@ class LossReport:
 
 
 class PretrainingObjective(nn.Module):
-    """Student predicts the teacher's balanced assignments of crops and of masked patches (paper section 2, FACTS "Heads and
-    objective"). With n = 2 + 2L:
+    """The student predicts the teacher's balanced assignments of crops and of masked patches (paper section 2.1).
 
-        total = crop_weight * (local / n + 2 * global / n) + patch_weight * patch + koleo_weight * sum over crops of KoLeo
+    Summed over levels, with n = 2 + 2L and KoLeo of the student's class tokens:
+
+        total = crop_weight * (local + 2 * global) / n + patch_weight * patch + koleo_weight * (koleo_a + koleo_b)
 
     With one level and block masks this is DINOv2's objective.
     """
@@ -114,8 +115,8 @@ class PretrainingObjective(nn.Module):
     def assign(self, batches: Sequence[Batch], teacher_temperature: float | Tensor) -> list[Targets]:
         """Targets of every batch, from one Sinkhorn over the rows of all of them.
 
-        Gradient accumulation gives all micro-batches of a step here; the mean of their student losses is then the loss of
-        the batch they form together (KoLeo apart, which compares within a micro-batch).
+        Gradient accumulation gives all micro-batches of a step here; the mean of their student losses is then the loss
+        of the batch they form together (KoLeo apart, which compares within a micro-batch).
         """
         answers = [self.pair.teacher([batch.global_crops], batch.mask_indices) for batch in batches]
         crop_levels = _join_levels([answer.crop_logits for answer in answers])

@@ -6,8 +6,8 @@ prototype the same total mass over all rows of all ranks, then each row the mass
     u_k = -logsumexp_n(L_nk + v_n)
     v_n = -logsumexp_k(L_nk + u_k)
 
-and the assignments are q = exp(L + u + v). Only u and v are kept between rounds, so nothing overflows and no (N, K) matrix
-is stored but the result; overall constants of the usual form (total mass, N, K) cancel in the last row step.
+and the assignments are q = exp(L + u + v). Only u and v are kept between rounds, so nothing overflows and no (N, K)
+matrix is stored but the result; the usual form's constants (total mass, N, K) cancel in the last row step.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def sinkhorn_assignments(
 
     valid: (N,) bool; other rows take no part and return zeros. temperature: a number or a 0-dim tensor.
     logsumexp_over_ranks: given the (K,) column log-masses of this rank returns those of all ranks.
-    Raises ValueError for a temperature or a number of iterations that is not positive, and for a `valid` of another form.
+    Raises ValueError for a temperature or a number of iterations that is not positive, or a `valid` of another form.
     """
     return joint_sinkhorn_assignments([logits], temperature, iterations, [valid], logsumexp_over_ranks)[0]
 
@@ -44,8 +44,8 @@ def joint_sinkhorn_assignments(
 ) -> list[Tensor]:
     """`sinkhorn_assignments` of several independent problems (levels, heads), each (N_i, K_i), one collective a round.
 
-    It replaces `[sinkhorn_assignments(x, ...) for x in logits]`; the column masses of all problems travel as one vector of
-    sum(K_i) entries.
+    It replaces `[sinkhorn_assignments(x, ...) for x in logits]`; the column masses of all problems travel as one vector
+    of sum(K_i) entries.
     """
     if not logits:
         return []
@@ -78,7 +78,7 @@ def _first_row_potential(logits: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _log_mass(logits: Tensor, scale: Tensor, potential: Tensor, dim: int) -> Tensor:
-    """logsumexp over rows (dim 0, potential (N, 1)) or prototypes (dim 1, potential (K,)) of logits * scale + potential."""
+    """logsumexp of logits * scale + potential over rows (dim 0, potential (N, 1)) or prototypes (dim 1, (K,))."""
     return torch.addcmul(potential, logits.float(), scale).logsumexp(dim)
 
 

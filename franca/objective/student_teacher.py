@@ -7,6 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from franca.models import VisionTransformer
+
 
 @dataclass
 class EncoderOutput:
@@ -20,7 +22,7 @@ class EncoderOutput:
 class Encoder(nn.Module):
     """Backbone with a head for class tokens and a head for patches."""
 
-    def __init__(self, backbone: nn.Module, dino_head: nn.Module, ibot_head: nn.Module) -> None:
+    def __init__(self, backbone: VisionTransformer, dino_head: nn.Module, ibot_head: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
         self.dino_head = dino_head
@@ -30,7 +32,7 @@ class Encoder(nn.Module):
         """Class tokens of all crops, logits of all crops, and logits of the chosen patches of the first entry.
 
         crops: one tensor (R_i, C, h_i, w_i) per size, the global crops first; all go through the backbone together.
-        patch_indices: (M,) int64 into the flattened (R_0 * N) patches of crops[0]; the patch head sees these rows alone.
+        patch_indices: (M,) int64 into the flattened (R_0 * N) patches of crops[0], all that the patch head sees.
         masks: (R_0, N) bool, patches of crops[0] that the mask token replaces; the other crops are never masked.
         """
         per_size = self.backbone.forward_features(list(crops), [masks] + [None] * (len(crops) - 1))
@@ -40,8 +42,10 @@ class Encoder(nn.Module):
 
 
 class StudentTeacher(nn.Module):
-    """Two encoders of the same tensors. The teacher starts as a copy of the student, is always in eval mode (so its rate
-    of stochastic depth never matters) and never asks for a gradient.
+    """A student and its teacher, encoders of the same names and shapes.
+
+    The teacher starts as a copy of the student, is always in eval mode (its rate of stochastic depth never matters) and
+    never asks for a gradient.
 
     Raises RuntimeError, naming the tensors, if the teacher's names or shapes differ from the student's.
     """
@@ -64,7 +68,8 @@ class StudentTeacher(nn.Module):
 
         momentum: a number, or a 0-dim tensor on the parameters' device when the device decides it.
         """
-        averages, current = list(self.teacher.parameters()), list(self.student.parameters())
+        averages: list[Tensor] = list(self.teacher.parameters())
+        current: list[Tensor] = list(self.student.parameters())
         if isinstance(momentum, Tensor):
             for average, value in zip(averages, current, strict=True):
                 average.lerp_(value, 1 - momentum)
