@@ -167,6 +167,10 @@ class VisionTransformer(nn.Module):
             tokens = block(tokens, sizes)
         return cast(Block, self.blocks[-1]).attention_maps(tokens, sizes)[0]
 
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """Position embedding for a patch grid (h, w): (1, 1 + h * w, D), the class token's first."""
+        return resample_positions(self.pos_embed, grid, self.interpolate_offset, self.interpolate_antialias)
+
     def _features(self, images: Sequence[Tensor], masks: Masks) -> list[Features]:
         tokens, sizes = self._embed(images, masks)
         for block in self.blocks:
@@ -197,11 +201,11 @@ class VisionTransformer(nn.Module):
             if masks.shape != patches.shape[:2]:
                 raise ValueError(f"masks of shape {tuple(masks.shape)} for patches of shape {tuple(patches.shape[:2])}")
             patches = torch.where(masks[..., None], self.mask_token.to(patches.dtype), patches)
-        positions = resample_positions(self.pos_embed[:, 1:], grid, self.interpolate_offset, self.interpolate_antialias)
-        first = [(self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)]
+        positions = self.positions(grid)
+        first = [(self.cls_token + positions[:, :1]).expand(len(images), -1, -1)]
         if self.register_tokens is not None:
             first.append(self.register_tokens.expand(len(images), -1, -1))
-        return torch.cat([*first, patches + positions], dim=1)
+        return torch.cat([*first, patches + positions[:, 1:]], dim=1)
 
     def _block_numbers(self, n: int | Sequence[int]) -> list[int]:
         depth = len(self.blocks)
@@ -226,9 +230,11 @@ def _as_lists(images: Tensor | Sequence[Tensor], masks: Tensor | Masks | None) -
         if masks is not None and not isinstance(masks, Tensor):
             raise ValueError("one batch of images takes one tensor of masks (B, N), not a list")
         return [images], [masks]
+    if not images:
+        raise ValueError("the list of images is empty; give at least one batch (B, C, H, W)")
     if masks is None:
         return images, [None] * len(images)
-    if isinstance(masks, Tensor) or len(masks) != len(images) or not images:
+    if isinstance(masks, Tensor) or len(masks) != len(images):
         raise ValueError(f"{len(images)} batches of images take a list of as many masks, each (B, N) or None")
     return images, masks
 
@@ -248,5 +254,7 @@ def _check(config: dict[str, Any]) -> None:
         raise ValueError(f"drop_path_rate={config['drop_path_rate']} must lie in [0, 1)")
     if not config["init_values"] or config["init_values"] < 0:
         raise ValueError(f"init_values={config['init_values']} must be above 0: at 0 blocks change nothing")
-    if config["num_register_tokens"] < 0 or config["mlp_ratio"] <= 0:
-        raise ValueError("num_register_tokens must not be negative, and mlp_ratio must be above 0")
+    if config["num_register_tokens"] < 0:
+        raise ValueError(f"num_register_tokens={config['num_register_tokens']} must not be negative")
+    if config["mlp_ratio"] <= 0:
+        raise ValueError(f"mlp_ratio={config['mlp_ratio']} must be above 0")
