@@ -1,0 +1,111 @@
+"""One file -> one uint8 tensor (C, H, W), or an error that says why not.
+
+Rules: the first frame of animations and multi-page files; upright by the EXIF orientation; transparency laid on white;
+16-bit values scaled to 8 bits; 32-bit and floating-point values stretched from their least to their largest.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from franca.data.errors import UnreadableImage
+
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".npy"),
+)
+# An image of more pixels is skipped: decoded it would take gigabytes, and a few bytes can claim any size
+# ("decompression bomb"). It is the size from which Pillow itself refuses, and applies to all formats.
+MAX_PIXELS = 178_956_970
+# A longer image is shrunk when it is read (a JPEG while it is decoded, at a fraction of the cost), by a whole
+# factor and never below this on its short side. Crops take far fewer pixels than that.
+SHORT_SIDE_KEPT = 1536
+
+
+def read_image(path: str | Path, channels: int = 3) -> Tensor:
+    """Reads one image as a (channels, H, W) uint8 tensor.
+
+    channels: 3 converts to RGB, 1 to grey; any other number must be what the file holds (4: RGBA or CMYK as stored;
+    arrays in .npy files have shape (H, W) or (H, W, channels)).
+    Raises UnreadableImage, whatever is wrong with the file.
+    """
+    try:
+        # Decoders warn about files they can still read.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pixels = _read_array(path) if str(path).lower().endswith(".npy") else _read_picture(path, channels)
+        return _to_tensor(pixels, channels)
+    except Exception as error:  # decoders raise nearly anything on broken files
+        raise UnreadableImage(str(path), f"{type(error).__name__}: {error}") from error
+
+
+def _read_picture(path: str | Path, channels: int) -> np.ndarray:
+    """Any format Pillow knows -> (H, W) or (H, W, C), uint8."""
+    with Image.open(path) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}; shrink the file to use it")
+        factor = min(width, height) // SHORT_SIDE_KEPT
+        if factor > 1:
+            image.draft(None, (width // factor, height // factor))
+        image.load()
+        picture = _upright(image)
+        factor = min(picture.size) // SHORT_SIDE_KEPT
+        if factor > 1 and picture.mode in ("L", "RGB", "RGBA", "CMYK"):
+            picture = picture.reduce(factor)
+        return _pixels(picture, channels)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return image
+
+
+def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _to_8_bits(np.asarray(image), image.mode)
+    if channels not in (1, 3):
+        return np.asarray(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    target = "RGB" if channels == 3 else "L"
+    return np.asarray(image if image.mode == target else image.convert(target))
+
+
+def _read_array(path: str | Path) -> np.ndarray:
+    """A saved array of shape (H, W) or (H, W, C) -> the same shape, uint8."""
+    array = np.load(path, allow_pickle=False)
+    if array.ndim not in (2, 3):
+        raise ValueError(f"shape {array.shape} is neither (height, width) nor (height, width, channels)")
+    return _to_8_bits(array, str(array.dtype))
+
+
+def _to_8_bits(values: np.ndarray, kind: str) -> np.ndarray:
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == bool:
+        return values.astype(np.uint8) * 255
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise ValueError(f"{kind} values are not all finite")
+    if values.dtype == np.uint16 or (kind == "I" and low >= 0 and high <= 65535):  # Pillow's "I" may hold 16 bits
+        low, high = 0.0, 65535.0
+    scaled = (values.astype(np.float32) - low) * (255.0 / max(high - low, 1e-12))
+    return np.rint(scaled).astype(np.uint8)
+
+
+def _to_tensor(pixels: np.ndarray, channels: int) -> Tensor:
+    """(H, W) or (H, W, C) -> (channels, H, W)."""
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    if channels == 3 and pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    if pixels.shape[2] != channels or pixels.size == 0:
+        raise ValueError(f"height, width, channels are {pixels.shape}, but data.channels={channels}")
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))

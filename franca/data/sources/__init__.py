@@ -1,0 +1,30 @@
+"""Where images come from: a name for each source, and what every source offers."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from franca.data.sources.folder import ImageFolder
+
+
+class Source(Protocol):
+    """Images by number, 0 to len - 1, always in the same order.
+
+    classes: names of the labels, [] without; labels: one class number per image, or None.
+    """
+
+    classes: list[str]
+    labels: list[int] | None
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> Tensor:
+        """Image ``index``, (C, H, W) uint8. Raises UnreadableImage."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What a person calls image ``index``."""
+        ...
+
+
+SOURCES = {"folder": ImageFolder}
