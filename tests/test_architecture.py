@@ -221,10 +221,35 @@ def reads(node: ast.AST, owner: ast.ClassDef, inside: str = "") -> Iterator[str]
             yield from reads(child, owner, inside)
 
 
+def handed_over(node: ast.AST, scope: dict[str, str]) -> Iterator[str]:
+    """Names of the classes whose instances are spread by `asdict(…)`: `self`, or a parameter with that annotation."""
+    for child in ast.iter_child_nodes(node):
+        inner = scope
+        if isinstance(child, ast.ClassDef):
+            inner = {"self": child.name}
+        elif isinstance(child, ast.FunctionDef):
+            annotated = [arg for arg in child.args.args if isinstance(arg.annotation, ast.Name)]
+            inner = scope | {arg.arg: ast.unparse(arg.annotation) for arg in annotated if arg.annotation}
+        elif isinstance(child, ast.Call) and _called_name(child) == "asdict":
+            yield scope.get(ast.unparse(child.args[0]), "")
+        yield from handed_over(child, inner)
+
+
+def parameters(parsed: ast.Module) -> set[str]:
+    return {node.arg for node in ast.walk(parsed) if isinstance(node, ast.arg)}
+
+
 def unread(trees: list[ast.Module]) -> list[str]:
+    """Options that nothing reads: neither as an attribute, nor as the keyword argument that `asdict` makes of them."""
     options = [option for parsed in trees for option in config_options(parsed)]
-    known = {id(owner): {name for parsed in trees for name in reads(parsed, owner)} for owner, _ in options}
-    return [f"{owner.name}.{field}" for owner, field in options if field not in known[id(owner)]]
+    attributes = {id(owner): {name for parsed in trees for name in reads(parsed, owner)} for owner, _ in options}
+    spread = {name for parsed in trees for name in handed_over(parsed, {})}
+    arguments = set().union(*map(parameters, trees))
+    return [
+        f"{owner.name}.{field}"
+        for owner, field in options
+        if field not in attributes[id(owner)] and not (owner.name in spread and field in arguments)
+    ]
 
 
 def test_every_option_is_read() -> None:
@@ -246,5 +271,12 @@ class Loader:
         self.workers, self.seed = config.workers, 0
     def draw(self):
         return self.seed
+class HeadConfig:
+    layers: int = 3
+    colour: str = "blue"
+def build(head: HeadConfig):
+    return Head(**asdict(head))
+class Head:
+    def __init__(self, layers): ...
 """
-    assert unread([ast.parse(source)]) == ["LoaderConfig.depth", "LoaderConfig.seed"]
+    assert unread([ast.parse(source)]) == ["LoaderConfig.depth", "LoaderConfig.seed", "HeadConfig.colour"]

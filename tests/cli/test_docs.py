@@ -1,0 +1,150 @@
+"""Every command in the documentation runs.
+
+Each ```bash block of the documents is one script, run line by line in a working folder of its own that looks like a
+clone (the project's files are links, so what a command writes stays in the temporary folder). COMMANDS says how each
+line runs there; a line that it doesn't hold fails `test_every_command_is_registered`. To document a command, add it:
+
+- `Run()`: exactly as written. `Run("steps=2 data.batch_size=4")`: with these arguments appended, to make it short.
+- `Run(instead="make -n test")`: another command in its place. For what installs, takes minutes or would run these very
+  tests again: a dry run, or one that at least proves that the names in it are there.
+- The paths in PLACEHOLDERS are replaced first: write those in the documents wherever a reader puts his own.
+"""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = ("README.md", "training.md", "dataset_prep.md", "CONTRIBUTING.md")
+BIN = Path(sys.executable).parent
+TIMEOUT = 300  # seconds for one block
+
+# written in the documents -> what stands for it in the tests ({images}: a small folder of images with two classes)
+PLACEHOLDERS = {
+    "ADDRESS_OF_THIS_REPOSITORY": str(ROOT),
+    "/path/to/images": "{images}",
+    ".venv/bin/": f"{BIN}/",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a documented command runs here: with arguments appended, or another command in its place."""
+
+    extra: str = ""
+    instead: str = ""
+
+
+COMMANDS = {
+    # README.md
+    "git clone ADDRESS_OF_THIS_REPOSITORY franca && cd franca": Run(),
+    "make install": Run(instead="make -n install"),
+    "make quickstart": Run(instead="make -n quickstart"),
+    "make quickstart DATA=/path/to/images": Run(instead="make -n quickstart DATA=/path/to/images"),
+    "make test": Run(instead="make -n test"),
+    # CONTRIBUTING.md
+    "make format": Run(instead="make -n format"),
+    "make lint types": Run(instead="make -n lint types"),
+    ".venv/bin/pre-commit install": Run(instead=".venv/bin/pre-commit validate-config"),
+    ".venv/bin/python -m pytest tests/models -m 'not slow'": Run("--collect-only -q"),
+    "FRANCA_PARITY=/path/to/parity FRANCA_DATA=/path/to/data make tests": Run(instead="make -n tests"),
+}
+
+
+def blocks(document: Path) -> list[list[str]]:
+    """The commands of each ```bash block, continued lines joined and comments removed."""
+    found = code_blocks(document, "bash")
+    return [[line for line in map(command_of, joined(text).splitlines()) if line] for text in found]
+
+
+def code_blocks(document: Path, language: str) -> list[str]:
+    text = document.read_text(encoding="utf-8") if document.exists() else ""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def joined(text: str) -> str:
+    return re.sub(r"\s*\\\n\s*", " ", text)
+
+
+def command_of(line: str) -> str:
+    return re.sub(r"(^|\s+)#\s.*$", "", line).strip()
+
+
+def documented() -> list[tuple[str, list[str]]]:
+    """(where it stands, its commands) for every block of every document."""
+    return [(f"{name}-{number}", block) for name in DOCUMENTS for number, block in enumerate(blocks(ROOT / name), 1)]
+
+
+def as_run(command: str, images: Path) -> str:
+    """The line that runs for a documented command."""
+    run = COMMANDS[command]
+    line = run.instead or f"{command} {run.extra}".strip()
+    for written, real in PLACEHOLDERS.items():
+        line = line.replace(written, real.format(images=images))
+    return line
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve small images in each of two class folders."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for label in ("cats", "dogs"):
+        (folder / label).mkdir()
+        for number in range(12):
+            pixels = random.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A working folder that looks like a clone: links to all that is not ignored, hidden or made by a run."""
+    made_here = {"runs", "report", "build"}
+    for path in ROOT.iterdir():
+        if path.name not in made_here and not path.name.startswith(".") and path.suffix != ".egg-info":
+            (tmp_path / path.name).symlink_to(path)
+    shutil.copy(ROOT / ".pre-commit-config.yaml", tmp_path)
+    return tmp_path
+
+
+def test_every_command_is_registered() -> None:
+    lines = {line: where for where, block in documented() for line in block}
+    assert {line: where for line, where in lines.items() if line not in COMMANDS} == {}
+    assert set(COMMANDS) <= set(lines), "COMMANDS holds commands that no document shows any more"
+
+
+def test_blocks_are_read_as_the_shell_reads_them(tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    script = "# first\npython -m franca.train \\\n    --config a.yaml  # long\n\nls\n"
+    document.write_text(f"```bash\n{script}```\n```\nnot bash\n```\n```bash\npwd\n```\n")
+    assert blocks(document) == [["python -m franca.train --config a.yaml", "ls"], ["pwd"]]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_documented_imports_are_there(name: str) -> None:
+    for text in code_blocks(ROOT / name, "python"):
+        imports = [node for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        exec(compile(ast.Module(imports, []), name, "exec"), {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [pytest.param(block, id=where) for where, block in documented()])
+def test_documented_commands_run(block: list[str], clone: Path, images: Path) -> None:
+    if any(line.startswith("git ") for line in block) and not (shutil.which("git") and (ROOT / ".git").exists()):
+        pytest.skip("this copy is no git repository")
+    script = "\n".join(["set -euxo pipefail", *(as_run(line, images) for line in block)])
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=clone, env=environment, capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert done.returncode == 0, f"{script}\n--- printed ---\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
