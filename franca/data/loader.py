@@ -105,7 +105,8 @@ class PretrainLoader:
                     raise
                 raise WorkerDied(
                     f"{error}. Memory or shared memory (/dev/shm) may have run out: lower data.workers (now "
-                    f"{self.config.workers}) or data.prefetch ({self.config.prefetch}); data.workers=0 shows errors directly"
+                    f"{self.config.workers}) or data.prefetch (now {self.config.prefetch}). "
+                    "With data.workers=0 the error shows in the main process"
                 ) from error
             self.skipped.add(batch)
             yield batch

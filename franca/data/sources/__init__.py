@@ -1,10 +1,12 @@
 """Where images come from: a name for each source, and what every source offers."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
 from franca.data.sources.folder import ImageFolder
+from franca.data.sources.photographs import SamplePhotographs
 
 
 class Source(Protocol):
@@ -27,4 +29,4 @@ class Source(Protocol):
         ...
 
 
-SOURCES = {"folder": ImageFolder}
+SOURCES: dict[str, Callable[[str, int], Source]] = {"folder": ImageFolder, "photographs": SamplePhotographs}
