@@ -11,6 +11,7 @@ help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
 
 install: $(READY) ## set up .venv: Python >= 3.11 (PYTHON=python3.12 names another one), about 6 GB
+	@echo "Ready. Next: make quickstart"
 
 quickstart: $(READY) ## pretrain a small model and write report/index.html (DATA=/path/to/images for your own)
 	$(BIN)/python scripts/quickstart.py $(if $(DATA),--data "$(DATA)")

@@ -47,7 +47,7 @@ def asked_for() -> list[Requirement]:
     while queue:
         requirement = Requirement(queue.pop())
         if requirement.name == "franca":
-            queue += [line for extra in requirement.extras for line in extras[extra]]
+            queue += [line for extra in sorted(requirement.extras) for line in extras[extra]]
         else:
             found.append(requirement)
     return found
