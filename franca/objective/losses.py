@@ -5,10 +5,18 @@ weight (paper section 2.1): crop and patch loss return one value per level, (J,)
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast off, on devices that have it."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def cross_entropy(logits: Tensor, assignments: Tensor, temperature: float) -> Tensor:
@@ -17,7 +25,7 @@ def cross_entropy(logits: Tensor, assignments: Tensor, temperature: float) -> Te
     Rows of q may have any mass: 2 for the sum of two assignments, 0 for padding (value and gradient exactly 0).
     Written as q.sum() * logsumexp - q.logits, so that the log-softmax is never stored.
     """
-    with torch.autocast(logits.device.type, enabled=False):
+    with _full_precision(logits.device):
         scaled = logits.float() / temperature
         expected = torch.einsum("...nk,nk->...n", scaled, assignments)
         return assignments.sum(dim=-1) * scaled.logsumexp(dim=-1) - expected
@@ -47,7 +55,7 @@ def patch_loss(
     crop counts as the mean over its masked patches. n_crops: all global crops of the batch, masked or not.
     """
     per_level = [
-        torch.dot(cross_entropy(logits, target, temperature), weights)
+        (cross_entropy(logits, target, temperature) * weights).sum()
         for logits, target in zip(student, targets, strict=True)
     ]
     return torch.stack(per_level) / n_crops
@@ -61,7 +69,7 @@ def koleo_loss(features: Tensor, eps: float = 1e-8) -> Tensor:
     """
     if len(features) < 2:
         return features.new_zeros((), dtype=torch.float32)
-    with torch.autocast(features.device.type, enabled=False):
+    with _full_precision(features.device):
         rows = F.normalize(features.float(), dim=-1, eps=eps)
         with torch.no_grad():
             nearest = (rows @ rows.T).fill_diagonal_(-torch.inf).argmax(dim=1)

@@ -1,7 +1,7 @@
 """The objective as a whole: its parts add up, and equal the same objective written as plain loops."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -282,6 +282,21 @@ def test_temperature_as_tensor_and_one_reduction_a_round(make_pair, make_batch):
     assert calls == [sum(pair.teacher.dino_head.prototypes) + sum(pair.teacher.ibot_head.prototypes)] * 2
     expected = PretrainingObjective(pair, ObjectiveConfig(sinkhorn_iterations=2))(batch, TEMPERATURE)
     torch.testing.assert_close(report.total, expected.total)
+
+
+@pytest.mark.parametrize("n_local", [None, 2])
+def test_nothing_in_a_step_reads_values_back(make_pair, make_batch, n_local):
+    """On the meta device there are no values: an .item() or a shape that depends on values would raise."""
+    pair, batch = make_pair().to("meta"), make_batch(n_local=n_local)
+    on_device = {
+        field.name: getattr(batch, field.name).to("meta")
+        for field in fields(batch)
+        if isinstance(getattr(batch, field.name), Tensor)
+    }
+    report = PretrainingObjective(pair, ObjectiveConfig())(replace(batch, **on_device), torch.tensor(TEMPERATURE))
+    report.total.backward()
+    pair.update_teacher(0.99)
+    assert report.total.device.type == "meta"
 
 
 def test_under_autocast_the_losses_stay_in_full_precision(make_pair, make_batch):
