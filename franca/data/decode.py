@@ -53,11 +53,9 @@ def _read_picture(path: str | Path, channels: int) -> np.ndarray:
         if factor > 1:
             image.draft(None, (width // factor, height // factor))
         image.load()
-        picture = _upright(image)
+        picture = _in_8_bits(_upright(image))
         factor = min(picture.size) // SHORT_SIDE_KEPT
-        if factor > 1 and picture.mode in ("L", "RGB", "RGBA", "CMYK"):
-            picture = picture.reduce(factor)
-        return _pixels(picture, channels)
+        return _in_channels(picture.reduce(factor) if factor > 1 else picture, channels)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -67,16 +65,22 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Palettes, bits, wide integers and floats become ordinary 8-bit modes."""
     if image.mode.startswith("I") or image.mode == "F":
-        return _to_8_bits(np.asarray(image), image.mode)
+        return Image.fromarray(_to_8_bits(np.asarray(image), image.mode))
+    if image.mode in ("P", "PA"):
+        return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    return image.convert("L") if image.mode == "1" else image
+
+
+def _in_channels(image: Image.Image, channels: int) -> np.ndarray:
     if channels not in (1, 3):
         return np.asarray(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    target = "RGB" if channels == 3 else "L"
-    return np.asarray(image if image.mode == target else image.convert(target))
+    return np.asarray(image.convert("RGB" if channels == 3 else "L"))
 
 
 def _read_array(path: str | Path) -> np.ndarray:
@@ -95,7 +99,8 @@ def _to_8_bits(values: np.ndarray, kind: str) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
         raise ValueError(f"{kind} values are not all finite")
-    if values.dtype == np.uint16 or (kind == "I" and low >= 0 and high <= 65535):  # Pillow's "I" may hold 16 bits
+    is_16_bit = values.dtype.kind == "u" and values.dtype.itemsize == 2
+    if is_16_bit or (kind == "I" and low >= 0 and high <= 65535):  # Pillow's "I" may hold 16 bits
         low, high = 0.0, 65535.0
     scaled = (values.astype(np.float32) - low) * (255.0 / max(high - low, 1e-12))
     return np.rint(scaled).astype(np.uint8)

@@ -1,7 +1,7 @@
 """Every image below a folder, in one fixed order."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -81,10 +81,17 @@ def _image_files(root: str) -> Iterator[str]:
             if entry.name.startswith("."):
                 continue
             path = os.path.join(folder, entry.name)
-            if entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
+            if entry.name.lower().endswith(EXTENSIONS) and _holds(entry.is_file):
                 yield path
-            elif entry.is_dir():
+            elif _holds(entry.is_dir):
                 pending.append(path)
+
+
+def _holds(question: Callable[[], bool]) -> bool:
+    try:
+        return question()
+    except OSError:  # a link to itself
+        return False
 
 
 def _classes(files: list[str]) -> tuple[list[str], list[int] | None]:

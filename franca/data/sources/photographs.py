@@ -57,7 +57,7 @@ class SamplePhotographs:
             for row in range(WINDOWS_PER_AXIS)
             for column in range(WINDOWS_PER_AXIS)
         ]
-        self.labels = [window[0] for window in self._windows]
+        self.labels: list[int] | None = [window[0] for window in self._windows]
 
     def __len__(self) -> int:
         return len(self._windows)
