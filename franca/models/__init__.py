@@ -1,8 +1,9 @@
 """Networks: the Vision Transformer backbone and the heads. They need torch alone."""
 
 from franca.models.backbones import BACKBONES, vit_base, vit_giant2, vit_large, vit_small, vit_tiny
+from franca.models.features import Features
 from franca.models.matryoshka_head import MatryoshkaHead
-from franca.models.vision_transformer import Features, VisionTransformer
+from franca.models.vision_transformer import VisionTransformer
 
 __all__ = [
     "BACKBONES",

@@ -4,28 +4,17 @@ Legend: B images, C channels, N patches, R registers, D width; `sizes` lists (B_
 """
 
 from collections.abc import Sequence
-from typing import Any, TypedDict, cast, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
 
-from franca.models.attention import Sizes, join, split_by_size
+from franca.models.attention import Sizes, split_by_size
 from franca.models.block import Block, LayerScale
+from franca.models.features import Features, Masks, as_lists
 from franca.models.feed_forward import FEED_FORWARDS
 from franca.models.patch_embed import PatchEmbed
 from franca.models.position_embedding import resample_positions
-
-Masks = Sequence[Tensor | None]
-
-
-class Features(TypedDict):
-    """What `forward_features` returns for a batch. All but `x_prenorm` and `masks` are after the last norm."""
-
-    x_norm_clstoken: Tensor  # (B, D)
-    x_norm_regtokens: Tensor  # (B, R, D)
-    x_norm_patchtokens: Tensor  # (B, N, D)
-    x_prenorm: Tensor  # (B, 1 + R + N, D): class token, registers, patches
-    masks: Tensor | None  # (B, N), as given
 
 
 class VisionTransformer(nn.Module):
@@ -118,7 +107,7 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: for image sizes that the patch does not divide, or masks of another shape.
         """
-        features = self._features(*_as_lists(images, masks))
+        features = self._features(*as_lists(images, masks))
         return features[0] if isinstance(images, Tensor) else features
 
     @overload
@@ -127,7 +116,7 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Sequence[Tensor], masks: Masks | None = None) -> list[Tensor]: ...
     def forward(self, images: Tensor | Sequence[Tensor], masks: Tensor | Masks | None = None) -> Tensor | list[Tensor]:
         """Class tokens (B, D) after the last norm; one per batch for a list. Arguments as `forward_features`."""
-        tokens = [features["x_norm_clstoken"] for features in self._features(*_as_lists(images, masks))]
+        tokens = [features["x_norm_clstoken"] for features in self._features(*as_lists(images, masks))]
         return tokens[0] if isinstance(images, Tensor) else tokens
 
     def get_intermediate_layers(
@@ -191,7 +180,9 @@ class VisionTransformer(nn.Module):
     def _embed(self, images: Sequence[Tensor], masks: Masks) -> tuple[Tensor, Sizes]:
         """Batches of images -> the flat sequence (T, D) and its sizes."""
         batches = [self._prepare(batch, mask) for batch, mask in zip(images, masks, strict=True)]
-        return join(batches), [(len(batch), batch.shape[1]) for batch in batches]
+        # Copied even when there is one batch: blocks compile once for a tensor, and again for a view of another.
+        tokens = torch.cat([batch.flatten(0, 1) for batch in batches])
+        return tokens, [(len(batch), batch.shape[1]) for batch in batches]
 
     def _prepare(self, images: Tensor, masks: Tensor | None) -> Tensor:
         """(B, C, H, W) -> (B, 1 + R + N, D): patches, mask token, class token, positions, then registers."""
@@ -222,21 +213,6 @@ class VisionTransformer(nn.Module):
             if number in numbers:
                 outputs.append(tokens.view(*sizes[0], -1))
         return outputs
-
-
-def _as_lists(images: Tensor | Sequence[Tensor], masks: Tensor | Masks | None) -> tuple[Sequence[Tensor], Masks]:
-    """A batch is a list of one; no masks are a list of None."""
-    if isinstance(images, Tensor):
-        if masks is not None and not isinstance(masks, Tensor):
-            raise ValueError("one batch of images takes one tensor of masks (B, N), not a list")
-        return [images], [masks]
-    if not images:
-        raise ValueError("the list of images is empty; give at least one batch (B, C, H, W)")
-    if masks is None:
-        return images, [None] * len(images)
-    if isinstance(masks, Tensor) or len(masks) != len(images):
-        raise ValueError(f"{len(images)} batches of images take a list of as many masks, each (B, N) or None")
-    return images, masks
 
 
 def _check(config: dict[str, Any]) -> None:

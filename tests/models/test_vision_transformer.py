@@ -163,6 +163,22 @@ def test_bfloat16_training_with_drop_path(build_backbone: BackboneBuilder) -> No
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
 
 
+@torch.no_grad()
+def test_blocks_share_one_compiled_graph(build_backbone: BackboneBuilder) -> None:
+    model, images = build_backbone(), crops()
+    expected = model(images)
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    for block in model.blocks:
+        block.compile(backend=count, fullgraph=True)
+    torch.testing.assert_close(model(images), expected)
+    assert len(graphs) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
