@@ -57,14 +57,12 @@ def joint_sinkhorn_assignments(
     u = _column_potentials(logits, scale, first, logsumexp_over_ranks)
     for _ in range(iterations - 1):
         v = [
-            -_log_mass(scores, scale, columns, dim=1) + row
-            for scores, columns, row in zip(logits, u, first, strict=True)
+            start - _logsumexp_(_shifted(scores, scale, columns), dim=1)
+            for scores, columns, start in zip(logits, u, first, strict=True)
         ]
         u = _column_potentials(logits, scale, v, logsumexp_over_ranks)
     # The last row step, exp(L + u + v) with v = -logsumexp_k(L + u), is a softmax.
-    assignments = [
-        torch.addcmul(columns, x.float(), scale).softmax(dim=1) for x, columns in zip(logits, u, strict=True)
-    ]
+    assignments = [_shifted(scores, scale, columns).softmax(dim=1) for scores, columns in zip(logits, u, strict=True)]
     for result, rows in zip(assignments, valid, strict=True):
         if rows is not None:
             result.masked_fill_(~rows[:, None], 0.0)
@@ -77,16 +75,28 @@ def _first_row_potential(logits: Tensor, valid: Tensor | None) -> Tensor:
     return start if valid is None else start.masked_fill_(~valid, -torch.inf)
 
 
-def _log_mass(logits: Tensor, scale: Tensor, potential: Tensor, dim: int) -> Tensor:
-    """logsumexp of logits * scale + potential over rows (dim 0, potential (N, 1)) or prototypes (dim 1, (K,))."""
-    return torch.addcmul(potential, logits.float(), scale).logsumexp(dim)
+def _logsumexp_(scores: Tensor, dim: int) -> Tensor:
+    """logsumexp over `dim`, written in place: `scores` is lost. Of nothing, or of -inf alone, -inf."""
+    if scores.shape[dim] == 0:
+        return scores.logsumexp(dim)
+    peak = scores.amax(dim, keepdim=True)
+    scores.sub_(peak.masked_fill(peak.isneginf(), 0.0))
+    # exp(-80) is nothing beside the peak's 1, and results that underflow make exp ten times slower on a CPU.
+    return scores.clamp_(min=-80.0).exp_().sum(dim).log_().add_(peak.squeeze(dim))
+
+
+def _shifted(logits: Tensor, scale: Tensor, potential: Tensor) -> Tensor:
+    """logits * scale + potential, (N, K) fp32 in one allocation; potential (N, 1) of rows or (K,) of prototypes."""
+    return logits.float().mul(scale).add_(potential)
 
 
 def _column_potentials(
     logits: Sequence[Tensor], scale: Tensor, rows: Sequence[Tensor], over_ranks: LogSumExpOverRanks | None
 ) -> tuple[Tensor, ...]:
     """u of every problem, (K_i,), from its v, (N_i,)."""
-    mass = torch.cat([_log_mass(scores, scale, v[:, None], dim=0) for scores, v in zip(logits, rows, strict=True)])
+    mass = torch.cat(
+        [_logsumexp_(_shifted(scores, scale, v[:, None]), dim=0) for scores, v in zip(logits, rows, strict=True)]
+    )
     if over_ranks is not None:
         mass = over_ranks(mass)
     # No row anywhere (mass -inf) leaves nothing to balance; u = 0 keeps inf - inf out of the discarded rows.
