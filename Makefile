@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint types tests format clean
+.PHONY: help install quickstart test lint types tests format
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -35,9 +35,6 @@ tests: $(READY) ## pytest alone (ARGS="-m 'not slow'" and other options pass thr
 format: $(READY) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-clean: ## remove caches and the virtual environment; runs/ and report/ stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 
 $(READY): pyproject.toml constraints.txt franca/__init__.py
 	@command -v $(PYTHON) >/dev/null || \
