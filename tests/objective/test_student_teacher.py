@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from franca.objective import Encoder, StudentTeacher
+from franca.objective import StudentTeacher
 
 
 def test_the_teacher_starts_as_the_student_and_never_learns_by_gradient(make_pair):
@@ -73,9 +73,3 @@ def test_the_patch_head_sees_the_chosen_patches_and_masks_hide_them(make_pair, m
     hidden = batch.masks.any(dim=1)
     torch.testing.assert_close(plain[~hidden], masked[~hidden])
     assert ((plain - masked).abs().amax(dim=1)[hidden] > 1e-4).all()
-
-
-def test_encoder_is_public_with_its_three_parts(make_pair):
-    student = make_pair().student
-    assert isinstance(student, Encoder)
-    assert [name for name, _ in student.named_children()] == ["backbone", "dino_head", "ibot_head"]
