@@ -23,7 +23,7 @@ EXTENSIONS = (
 MAX_PIXELS = 178_956_970
 # A longer image is shrunk when it is read (a JPEG while it is decoded, at a fraction of the cost), by a whole
 # factor and never below this on its short side. Crops take far fewer pixels than that.
-SHORT_SIDE_KEPT = 1536
+SHORT_SIDE_KEPT = 1024
 
 
 def read_image(path: str | Path, channels: int = 3) -> Tensor:

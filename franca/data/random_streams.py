@@ -23,9 +23,9 @@ def generator(*key: str | int) -> torch.Generator:
 def shuffled(position: int, length: int, *key: str | int) -> int:
     """Where ``position`` goes in a random permutation of range(length) that is a function of the key.
 
-    The permutation is never stored (600 million images would need gigabytes in every worker). Four Feistel rounds
-    permute 0 ... 4**bits - 1, the smallest such range that holds ``length``; a result outside range(length) is
-    permuted again until it falls inside, which keeps the map one to one.
+    The permutation is never stored (600 million images would need gigabytes in every worker). Eight Feistel
+    rounds permute 0 ... 4**bits - 1, the smallest such range that holds ``length``; a result outside range(length)
+    is permuted again until it falls inside, which keeps the map one to one.
     """
     if not 0 <= position < length:
         raise IndexError(f"position {position} is outside range({length})")
@@ -33,7 +33,7 @@ def shuffled(position: int, length: int, *key: str | int) -> int:
     low_bits = (1 << bits) - 1
     while True:
         left, right = position >> bits, position & low_bits
-        for turn in range(4):
+        for turn in range(8):
             left, right = right, left ^ (stream_seed(*key, turn, right) & low_bits)
         position = left << bits | right
         if position < length:
