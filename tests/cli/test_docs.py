@@ -23,6 +23,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from franca.data import decode
+from franca.data.loader import DataConfig
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "training.md", "dataset_prep.md", "CONTRIBUTING.md")
 BIN = Path(sys.executable).parent
@@ -135,6 +138,16 @@ def test_documented_imports_are_there(name: str) -> None:
     for text in code_blocks(ROOT / name, "python"):
         imports = [node for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)]
         exec(compile(ast.Module(imports, []), name, "exec"), {})
+
+
+def test_dataset_prep_states_the_limits_of_the_code() -> None:
+    text = (ROOT / "dataset_prep.md").read_text(encoding="utf-8")
+    endings = next(re.finditer(r"`(\.jpg[^`]*)`", text))[1].split()
+    assert tuple(endings) == decode.EXTENSIONS
+    assert f"no less than {decode.SHORT_SIDE_KEPT} pixels" in text
+    assert f"about {decode.MAX_PIXELS / 1e6:.0f} megapixels" in text
+    assert f"`data.max_broken_share` of the files read ({DataConfig().max_broken_share} by" in text
+    assert f"`data.crops.global_size`, {DataConfig().crops.global_size} pixels" in text
 
 
 @pytest.mark.slow
