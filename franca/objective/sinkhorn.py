@@ -99,9 +99,8 @@ def _column_potentials(
     )
     if over_ranks is not None:
         mass = over_ranks(mass)
-    # No row anywhere (mass -inf) leaves nothing to balance; u = 0 keeps inf - inf out of the discarded rows.
-    u = -mass.masked_fill(mass.isneginf(), 0.0)
-    return u.split([scores.shape[1] for scores in logits])
+    # Without a valid row anywhere the mass is -inf and the problem's rows become NaN; all of them are zeroed at the end.
+    return (-mass).split([scores.shape[1] for scores in logits])
 
 
 def _inverse(temperature: float | Tensor, device: torch.device) -> Tensor:
