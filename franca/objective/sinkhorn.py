@@ -99,7 +99,7 @@ def _column_potentials(
     )
     if over_ranks is not None:
         mass = over_ranks(mass)
-    # Without a valid row anywhere the mass is -inf and the problem's rows become NaN; all of them are zeroed at the end.
+    # Without a valid row anywhere the mass is -inf and the rows become NaN; all of them are zeroed at the end.
     return (-mass).split([scores.shape[1] for scores in logits])
 
 
