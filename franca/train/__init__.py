@@ -1,0 +1,1 @@
+"""Pretraining: ``python -m franca.train --config FILE [key=value …]``."""

@@ -1,0 +1,103 @@
+"""Command line: ``python -m franca.train --config FILE [key=value …]``."""
+
+import argparse
+import logging
+import sys
+
+from omegaconf import OmegaConf
+
+from franca.data.errors import DataError
+from franca.data.sources import SOURCES
+from franca.eval.online import OnlineKNN
+from franca.eval.parts import split_in_two
+from franca.hub.checkpoint import CheckpointError
+from franca.train.build import build_pair, choose_device, choose_precision
+from franca.train.config import ConfigError, TrainConfig, load_config
+from franca.train.recovery import NonFiniteLoss
+from franca.train.trainer import Evaluate, Interrupted, Trainer
+
+EPILOG = """\
+examples:
+  python -m franca.train --config configs/recipes/quickstart.yaml
+  python -m franca.train --config configs/pretrain/vitb14_in21k.yaml data.path=/data/images output=runs/mine
+  python -m franca.train --config configs/recipes/quickstart.yaml steps=500 optimizer.lr=3e-4 --dry-run
+
+The same command continues a run that was stopped, at any moment and by any means.
+--dry-run prints every key with its value; training.md explains them.
+"""
+
+
+def build_evaluation(config: TrainConfig) -> Evaluate | None:
+    """Online k-NN as configured; None when it is switched off or the images carry no labels."""
+    options = config.evaluation
+    if options.every == 0:
+        return None
+    if options.train:
+        build = SOURCES[config.data.source]
+        memory, queries = (build(path, config.data.channels) for path in (options.train, options.test))
+    else:
+        images = config.data.build_source()
+        if images.labels is None:
+            logging.getLogger(__name__).warning("online k-NN is off: the images carry no labels (no class folders)")
+            return None
+        memory, queries = split_in_two(images)
+    crops, device = config.data.crops, choose_device(config.device)
+    return OnlineKNN(
+        memory,
+        queries,
+        size=options.image_size,
+        ks=tuple(options.ks),
+        max_images=options.max_images,
+        mean=crops.mean,
+        std=crops.std,
+        device=device,
+        autocast=choose_precision(config.precision, device),
+        workers=config.data.workers,
+    )
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(
+        prog="python -m franca.train",
+        description="Pretrain a vision transformer on images without labels.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file that differs from the defaults; see configs/")
+    parser.add_argument("--dry-run", action="store_true", help="check and print the resolved configuration, then stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, such as steps=500 model.depth=6")
+    return parser.parse_args(arguments)
+
+
+def dry_run(config: TrainConfig) -> None:
+    """Print the resolved configuration and what it builds, without reading an image."""
+    pair = build_pair(config)
+    parts = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in pair.student.named_children()}
+    print(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    print("parameters: " + ", ".join(f"{name} {count:.2f} M" for name, count in parts.items()))
+    batch = config.effective_batch
+    print(f"effective batch {batch}, peak lr {config.optimizer.peak_lr(batch):.3e}, {config.steps * batch} images")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    options = parse_arguments(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        config = load_config(options.config, options.overrides)
+        if options.dry_run:
+            dry_run(config)
+        else:
+            Trainer(config, build_evaluation(config)).run()
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signal_number
+    except (ConfigError, CheckpointError, NonFiniteLoss, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

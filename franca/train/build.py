@@ -1,0 +1,139 @@
+"""The configuration made into objects: device, precision, networks, run folder."""
+
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from franca.models import BACKBONES, MatryoshkaHead, VisionTransformer
+from franca.objective import Encoder, StudentTeacher
+from franca.train.config import ConfigError, TrainConfig, load_config, save_config
+
+# Keys that may differ when a run is continued: they don't change what is learned.
+OPERATIONAL = ("output", "device", "data.workers", "checkpoint", "evaluation", "monitor", "recovery", "log")
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``: this machine's accelerator, else the CPU; otherwise the named device."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={name!r} can't be used here ({str(error).splitlines()[0]}); try auto") from None
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """Type for autocast, None for plain fp32. ``auto`` takes bf16 on accelerators that support it, fp32 on the CPU."""
+    if name == "auto" and device.type != "cpu":
+        return torch.bfloat16 if torch.bfloat16 in supported_types(device) else None
+    return torch.bfloat16 if name == "bf16" else None
+
+
+def supported_types(device: torch.device) -> Any:
+    """Types that an accelerator computes in."""
+    return torch.accelerator.get_device_capability(device)["supported_dtypes"]
+
+
+def build_backbone(config: TrainConfig, drop_path_rate: float) -> VisionTransformer:
+    """The configured backbone with freshly initialised weights."""
+    options = config.model.backbone_options() | {"drop_path_rate": drop_path_rate}
+    size = config.model.img_size or config.data.crops.global_size
+    return BACKBONES[config.model.arch](img_size=size, in_chans=config.data.channels, **options)
+
+
+def build_encoder(config: TrainConfig, drop_path_rate: float) -> Encoder:
+    """Backbone and both Matryoshka heads."""
+    backbone = build_backbone(config, drop_path_rate)
+    dino = MatryoshkaHead(backbone.embed_dim, **config.heads.head_options(config.heads.dino))
+    ibot = MatryoshkaHead(backbone.embed_dim, **config.heads.head_options(config.heads.ibot))
+    return Encoder(backbone, dino, ibot)
+
+
+def build_pair(config: TrainConfig) -> StudentTeacher:
+    """Student and teacher with the same weights, a function of the seed; stochastic depth in the student only."""
+    torch.manual_seed(config.seed)
+    return StudentTeacher(build_encoder(config, config.model.drop_path_rate), build_encoder(config, 0.0))
+
+
+def describe_teacher(config: TrainConfig, pair: StudentTeacher, step: int, images: int) -> dict[str, Any]:
+    """What a teacher file says of itself (plain types)."""
+    teacher = pair.teacher
+    return {
+        "arch": config.model.arch,
+        "backbone": teacher.backbone.config,
+        "heads": {"dino_head": teacher.dino_head.config, "ibot_head": teacher.ibot_head.config},
+        "stage": "pretrain",
+        "step": step,
+        "images_seen": images,
+        "data": config.data.path or config.data.source,
+        "mean": list(config.data.crops.mean),
+        "std": list(config.data.crops.std),
+        "python": platform.python_version(),
+    }
+
+
+def claim_run_folder(config: TrainConfig) -> Path:
+    """Make the output folder, or accept it when it belongs to the same run.
+
+    Raises:
+        ConfigError: the folder holds something else, or a run whose configuration differs where it matters.
+    """
+    output = Path(config.output)
+    recorded = output / "config.yaml"
+    if recorded.is_file():
+        _require_same_run(config, recorded)
+    elif output.is_dir() and any(output.iterdir()):
+        raise ConfigError(
+            f"output={config.output!r} holds files that no run of franca.train made; choose an empty or new folder"
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        save_config(config, recorded)
+    except OSError as error:
+        raise ConfigError(f"output={config.output!r} can't be written: {error}") from None
+    return output
+
+
+def _require_same_run(config: TrainConfig, recorded: Path) -> None:
+    old, new = flatten(load_config(recorded)), flatten(config)
+    differing = [key for key in new if old.get(key) != new[key] and not key.startswith(OPERATIONAL)]
+    if differing:
+        rows = "\n".join(f"  {key}: there {old.get(key)!r}, here {new[key]!r}" for key in differing)
+        raise ConfigError(
+            f"output={config.output!r} belongs to another run, whose configuration differs in\n{rows}\n"
+            "choose another output folder, or the configuration of that run to continue it"
+        )
+
+
+def flatten(config: TrainConfig) -> dict[str, Any]:
+    """Configuration as {dotted key: value}; lists count as values."""
+    flat: dict[str, Any] = {}
+
+    def visit(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            name = f"{prefix}{key}"
+            if isinstance(value, dict):
+                visit(value, f"{name}.")
+            else:
+                flat[name] = value
+
+    visit(OmegaConf.to_container(OmegaConf.structured(config)), "")
+    return flat
+
+
+def publish_teacher(saved: Path, public: Path) -> None:
+    """Make ``public`` the newest teacher file, by a hard link where the file system has them; never half a file."""
+    partial = public.with_name(f".{public.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(saved, partial)
+    except OSError:
+        shutil.copyfile(saved, partial)
+    os.replace(partial, public)

@@ -1,0 +1,196 @@
+"""The whole configuration of a pretraining run: typed defaults <- YAML file <- ``key=value`` on the command line."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from franca.data.loader import DataConfig
+from franca.models import BACKBONES
+from franca.objective import ObjectiveConfig
+from franca.train.checkpoint import CheckpointConfig
+from franca.train.logger import LogConfig
+from franca.train.monitor import MonitorConfig
+from franca.train.optimizer import OptimizerConfig
+from franca.train.recovery import RecoveryConfig
+from franca.train.schedules import TeacherConfig
+
+
+class ConfigError(ValueError):
+    """A configuration that can't be run; the message names the key, its value and what to do."""
+
+
+@dataclass
+class ModelConfig:
+    """The backbone. ``None`` keeps what the named architecture says."""
+
+    arch: str = "vit_base"
+    patch_size: int = 14
+    img_size: int | None = None  # pixels; side of the stored position grid. None: data.crops.global_size
+    embed_dim: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    ffn: str = "swiglu"  # swiglu | mlp
+    init_values: float = 1e-5  # LayerScale at the start; short runs want 1.0 (training.md)
+    num_register_tokens: int = 0
+    drop_path_rate: float = 0.0
+    interpolate_offset: float = 0.1
+    interpolate_antialias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.arch not in BACKBONES:
+            raise ConfigError(f"model.arch={self.arch!r} is unknown; choose one of {', '.join(BACKBONES)}")
+        if not 0.0 <= self.drop_path_rate < 1.0:
+            raise ConfigError(f"model.drop_path_rate={self.drop_path_rate} must lie in [0, 1)")
+
+    def backbone_options(self) -> dict[str, Any]:
+        """Keyword arguments for the builder ``BACKBONES[arch]``, without ``img_size`` and ``in_chans``."""
+        return {k: v for k, v in asdict(self).items() if v is not None and k not in ("arch", "img_size")}
+
+
+@dataclass
+class HeadConfig:
+    """One Matryoshka head: its prototypes and the width they live in."""
+
+    prototypes: Any = 131072  # widest level's count (narrower levels get their share), or a list: one count per level
+    bottleneck_dim: int = 256
+
+    def __post_init__(self) -> None:
+        counts = self.prototypes if isinstance(self.prototypes, list) else [self.prototypes]
+        if not all(isinstance(count, int) and count > 1 for count in counts):
+            raise ConfigError(f"heads.*.prototypes={self.prototypes!r} must be a count above 1, or a list of them")
+
+
+@dataclass
+class HeadsConfig:
+    """What both Matryoshka heads share, and each one's own part (paper Sec. 2.1)."""
+
+    nesting: list[float] = field(default_factory=lambda: [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0])  # [1.0] is DINOv2
+    hidden_dim: int = 2048
+    layers: int = 3
+    normalize_bottleneck: bool = True  # False: the released models' form (GELU after the bottleneck, no L2)
+    dino: HeadConfig = field(default_factory=lambda: HeadConfig(bottleneck_dim=384))  # class tokens
+    ibot: HeadConfig = field(default_factory=lambda: HeadConfig(bottleneck_dim=256))  # masked patches
+
+    def head_options(self, head: HeadConfig) -> dict[str, Any]:
+        """Keyword arguments for ``MatryoshkaHead``, without ``in_dim``."""
+        shared = {k: v for k, v in asdict(self).items() if k not in ("dino", "ibot")}
+        return shared | asdict(head)
+
+
+@dataclass
+class EvaluationConfig:
+    """Online k-NN of the teacher, run when images carry labels (class folders). Scores are percentages."""
+
+    every: int = 0  # steps between evaluations; 0: never. The end of the run is always evaluated when every > 0
+    train: str = ""  # labelled folder of the memory; empty: the training folder, split in two
+    test: str = ""  # labelled folder of the queries
+    image_size: int = 224  # pixels
+    ks: list[int] = field(default_factory=lambda: [20])
+    max_images: int = 0  # per set, evenly spaced over the folder; 0: all
+
+    def __post_init__(self) -> None:
+        if bool(self.train) != bool(self.test):
+            raise ConfigError(
+                f"evaluation.train={self.train!r} and evaluation.test={self.test!r}: set both (two folders with the "
+                "same classes) or neither (the training folder is split in two)"
+            )
+        if not self.ks or min(self.ks) < 1:
+            raise ConfigError(f"evaluation.ks={self.ks} must hold at least one number of neighbours above 0")
+
+
+@dataclass
+class TrainConfig:
+    """A pretraining run. Every key can be set in the YAML file or as ``key=value`` on the command line."""
+
+    output: str = "runs/pretrain"
+    seed: int = 0
+    steps: int = 625_000  # optimizer steps
+    accumulate: int = 1  # micro-batches per step; Sinkhorn runs over all of them together
+    device: str = "auto"  # auto, or any torch device: cpu, cuda, mps
+    precision: str = "auto"  # auto (bf16 where the device has it) | bf16 | fp32
+    model: ModelConfig = field(default_factory=ModelConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise ConfigError(f"precision={self.precision!r} must be auto, bf16 or fp32")
+        crops, patch = self.data.crops, self.model.patch_size
+        sizes = {"global_size": crops.global_size} | ({"local_size": crops.local_size} if crops.local_count else {})
+        for name, size in sizes.items():
+            if size % patch:
+                nearest = max(round(size / patch), 1) * patch
+                raise ConfigError(f"data.crops.{name}={size} is no multiple of model.patch_size={patch}; try {nearest}")
+        if self.optimizer.warmup_steps >= self.steps:
+            raise ConfigError(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps} must be below steps={self.steps}: "
+                "shorten the warm-up with the run"
+            )
+
+    @property
+    def effective_batch(self) -> int:
+        """Images per optimizer step."""
+        return self.data.batch_size * self.accumulate
+
+
+def load_config(file: str | Path | None = None, overrides: list[str] | None = None) -> TrainConfig:
+    """Read ``file`` (YAML) over the typed defaults, then ``overrides`` (``key=value``).
+
+    Raises:
+        ConfigError: unknown key (the nearest one is named), wrong type, value out of range, missing file.
+    """
+    layers = [OmegaConf.structured(TrainConfig)]
+    source = "defaults"
+    try:
+        if file is not None:
+            source = str(file)
+            layers.append(_read_yaml(Path(file)))
+            OmegaConf.merge(*layers)
+        source = "command line"
+        layers.append(_read_overrides(overrides or []))
+        merged = OmegaConf.merge(*layers)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = f" (key {error.full_key})" if error.full_key else ""
+        raise ConfigError(f"{source}{key}: {str(error).splitlines()[0]}") from None
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write the resolved configuration; ``load_config(path)`` gives it back."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise ConfigError(f"config file {str(path)!r} does not exist; the shipped ones lie in configs/")
+    content = OmegaConf.load(path)
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"config file {str(path)!r} holds a list; expected keys such as 'steps: 1000'")
+    return content
+
+
+def _read_overrides(overrides: list[str]) -> DictConfig:
+    for override in overrides:
+        if "=" not in override or override.startswith("-"):
+            raise ConfigError(f"command line: {override!r} is not of the form key=value")
+    return OmegaConf.from_dotlist(overrides)

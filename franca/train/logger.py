@@ -1,0 +1,152 @@
+"""Where a run's numbers go: metrics.jsonl always, the terminal, and TensorBoard or wandb when asked for."""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+@dataclass
+class LogConfig:
+    """How often and where numbers are written."""
+
+    every: int = 10  # steps
+    tensorboard: bool = False  # event files in <output>/tensorboard
+    wandb_project: str = ""  # empty: no wandb
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"log.every={self.every} must be at least 1")
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one JSON object per line, each with its ``step``. A resumed run continues where it resumed."""
+
+    def __init__(self, path: Path, resumed_at: int) -> None:
+        self.path = path
+        kept = [line for line in read_metrics(path) if line["step"] <= resumed_at]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        temporary = path.with_name(f".{path.name}.partial")
+        temporary.write_text(text)
+        os.replace(temporary, path)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append one line; it is on disk's way when this returns."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics file; a last line cut off by a kill is left out. No file: no lines."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+class Tracker(Protocol):
+    """A service that shows curves."""
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Take over the numbers of one line."""
+
+
+class TensorBoardTracker:
+    """Event files for ``tensorboard --logdir``; needs the extra ``tensorboard``."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError("log.tensorboard=true needs TensorBoard: pip install 'franca[tensorboard]'") from error
+        self.writer = SummaryWriter(str(folder))
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Write every number at the line's step."""
+        for name, value in _numbers(line).items():
+            self.writer.add_scalar(name, value, line["step"])
+        self.writer.flush()
+
+
+class WandbTracker:
+    """A wandb run that continues when the training run does; needs the extra ``wandb``."""
+
+    def __init__(self, project: str, folder: Path, config: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError(f"log.wandb_project={project} needs wandb: pip install 'franca[wandb]'") from error
+        self.run = wandb.init(project=project, id=folder.name, dir=str(folder), config=config, resume="allow")
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Send every number at the line's step."""
+        self.run.log(_numbers(line), step=line["step"])
+
+
+def _numbers(line: dict[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
+
+
+class RunLogger:
+    """Everything a trainer says: lines of numbers, a progress bar, and messages that stay on the screen."""
+
+    def __init__(self, output: Path, config: LogConfig, steps: int, resumed_at: int, described: dict[str, Any]) -> None:
+        self.metrics = MetricsFile(output / "metrics.jsonl", resumed_at)
+        self.trackers: list[Tracker] = []
+        if config.tensorboard:
+            self.trackers.append(TensorBoardTracker(output / "tensorboard"))
+        if config.wandb_project:
+            self.trackers.append(WandbTracker(config.wandb_project, output, described))
+        self.console = Console(highlight=False)
+        self.progress = Progress(
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            speed_estimate_period=300,
+            disable=not self.console.is_terminal,
+        )
+        self.bar = self.progress.add_task("train", total=steps, completed=resumed_at, status="")
+        self.last_plain_line = 0.0
+
+    def __enter__(self) -> "RunLogger":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Record a line of numbers everywhere."""
+        self.metrics.write(line)
+        for tracker in self.trackers:
+            tracker.write(line)
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        self.progress.update(self.bar, completed=step)
+
+    def show(self, line: dict[str, Any]) -> None:
+        """Put a line's chief numbers beside the bar; without a terminal, print them at most every ten seconds."""
+        loss = f"loss {line['loss']:.3f}" if "loss" in line else "no finite loss"
+        waiting = f"{line['data_wait']:.0%} of the time waiting for data"
+        status = f"{loss}  {line['images_per_second']:.0f} images/s  {waiting}"
+        self.progress.update(self.bar, status=status)
+        if self.progress.disable and time.monotonic() - self.last_plain_line > 10.0:
+            self.last_plain_line = time.monotonic()
+            self.say(f"step {line['step']}  {status}")
+
+    def say(self, message: str) -> None:
+        """Print a message that stays above the bar."""
+        self.console.print(message, markup=False, soft_wrap=True)

@@ -1,0 +1,131 @@
+"""AdamW over parameter groups that differ in learning rate, weight decay and freezing."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from franca.train.schedules import CosineSchedule
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW, its schedules, and which parameters learn slower."""
+
+    lr: float = 1e-3  # peak, at a batch of lr_reference_batch
+    lr_scaling: str = "sqrt"  # with the effective batch: sqrt | linear | none
+    lr_reference_batch: int = 1024
+    min_lr: float = 1e-6
+    warmup_steps: int = 100_000
+    weight_decay: float = 0.04  # by a cosine to weight_decay_end
+    weight_decay_end: float = 0.2
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    clip_grad: float = 3.0  # largest gradient norm of each of backbone, dino_head, ibot_head; 0: no clipping
+    freeze_last_layer_steps: int = 1250  # prototypes keep still at first
+    layerwise_decay: float = 1.0
+    patch_embed_lr_mult: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.lr_scaling not in ("sqrt", "linear", "none"):
+            raise ValueError(f"optimizer.lr_scaling={self.lr_scaling!r} must be sqrt, linear or none")
+        for name in ("lr", "lr_reference_batch", "layerwise_decay"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} must be above 0")
+        for name in ("min_lr", "warmup_steps", "weight_decay", "weight_decay_end", "clip_grad"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} must not be negative")
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"optimizer.betas={self.betas} must be two numbers in [0, 1)")
+
+    def peak_lr(self, batch: int) -> float:
+        """Learning rate after the warm-up for an effective batch of ``batch`` images."""
+        ratio = batch / self.lr_reference_batch
+        return self.lr * {"sqrt": math.sqrt(ratio), "linear": ratio, "none": 1.0}[self.lr_scaling]
+
+    def lr_schedule(self, steps: int, batch: int) -> CosineSchedule:
+        """Warm-up from 0 to the peak, then a cosine to ``min_lr``."""
+        return CosineSchedule(self.peak_lr(batch), self.min_lr, steps, warmup=self.warmup_steps)
+
+    def weight_decay_schedule(self, steps: int) -> CosineSchedule:
+        """Cosine from ``weight_decay`` to ``weight_decay_end``."""
+        return CosineSchedule(self.weight_decay, self.weight_decay_end, steps)
+
+
+@dataclass(frozen=True)
+class ParameterRule:
+    """How one parameter follows the schedules."""
+
+    lr_multiplier: float
+    weight_decay_multiplier: float
+    is_last_layer: bool
+
+
+def backbone_rule(name: str, depth: int, config: OptimizerConfig) -> ParameterRule:
+    """Rule for a backbone parameter: layer-wise decay from the top, slower patch embedding.
+
+    Layer 0 holds tokens, positions and the patch embedding; block i is layer i + 1; the final norm is ``depth + 1``.
+    """
+    layer = depth + 1
+    if name.startswith(("cls_token", "pos_embed", "register_tokens", "mask_token", "patch_embed")):
+        layer = 0
+    elif name.startswith("blocks."):
+        layer = int(name.split(".")[1]) + 1
+    lr = config.layerwise_decay ** (depth + 1 - layer)
+    if name.startswith("patch_embed"):
+        lr *= config.patch_embed_lr_mult
+    return ParameterRule(lr, _weight_decay_multiplier(name), False)
+
+
+def head_rule(name: str) -> ParameterRule:
+    """Rule for a head parameter: full learning rate, prototypes marked as last layer."""
+    return ParameterRule(1.0, _weight_decay_multiplier(name), name.startswith("last_layers"))
+
+
+def _weight_decay_multiplier(name: str) -> float:
+    return 0.0 if name.endswith(".bias") or "norm" in name or "gamma" in name else 1.0
+
+
+def build_optimizer(encoder: nn.Module, depth: int, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over ``encoder`` (submodules backbone, dino_head, ibot_head), parameters of one rule in one group.
+
+    Each group carries its ``rule``; :func:`apply_schedules` sets lr and weight decay from it before every step.
+    """
+    groups: dict[ParameterRule, list[nn.Parameter]] = {}
+    for part, module in encoder.named_children():
+        for name, parameter in module.named_parameters():
+            rule = backbone_rule(name, depth, config) if part == "backbone" else head_rule(name)
+            groups.setdefault(rule, []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": parameters, "rule": rule} for rule, parameters in groups.items()],
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def apply_schedules(optimizer: torch.optim.Optimizer, lr: float, last_layer_lr: float, weight_decay: float) -> None:
+    """Set every group's learning rate and weight decay for the coming step."""
+    for group in optimizer.param_groups:
+        rule: ParameterRule = group["rule"]
+        group["lr"] = rule.lr_multiplier * (last_layer_lr if rule.is_last_layer else lr)
+        group["weight_decay"] = rule.weight_decay_multiplier * weight_decay
+
+
+def clip_gradients(parts: Iterable[nn.Module], limit: float) -> Tensor:
+    """Scale each part's gradient to a norm of at most ``limit`` (0: leave it); norms before clipping, one per part."""
+    largest = limit if limit > 0 else math.inf
+    return torch.stack([torch.nn.utils.clip_grad_norm_(part.parameters(), largest) for part in parts])
+
+
+def step_if_finite(optimizer: torch.optim.AdamW, finite: Tensor) -> None:
+    """Take the optimizer step on the device's own word: where ``finite`` (0-dim bool) is False nothing changes.
+
+    Fused AdamW reads ``found_inf`` on the device (the hook that gradient scalers use), so nothing waits for it.
+    """
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.step()
+    del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
