@@ -1,0 +1,1 @@
+"""What a frozen model knows: features, scores, figures, and the report of a run."""

@@ -1,0 +1,1 @@
+"""Figures as PNG files: losses and scores, PCA of patch features, attention, masks."""

@@ -1,0 +1,53 @@
+"""Where the class token looks: attention of the last block, head by head and on average (paper Fig. 10)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from franca.eval.features import in_eval_mode
+from franca.eval.figures.style import image_grid
+
+OPACITY = 0.72
+
+
+@torch.no_grad()
+def class_attention(model: nn.Module, images: Tensor) -> Tensor:
+    """Attention of the class token to the patches, (B, C, H, W) -> (B, heads, h, w). Registers are left out."""
+    with in_eval_mode(model):
+        maps = model.attention_maps(images)  # type: ignore[operator]
+    patch = model.patch_size
+    grid = images.shape[-2] // patch, images.shape[-1] // patch  # type: ignore[operator]
+    return maps[:, :, 0, -grid[0] * grid[1] :].unflatten(-1, grid)
+
+
+def overlay(image: NDArray[Any], attention: Tensor) -> NDArray[Any]:
+    """Attention (h, w) in colour over a grey image (H, W, 3) in [0, 1], both (H, W, 3) afterwards.
+
+    Its own minimum is dark, its 99th percentile is bright: a map shows where, not how much.
+    """
+    height, width = image.shape[:2]
+    heat = nn.functional.interpolate(attention[None, None].float(), (height, width), mode="bilinear")[0, 0].numpy()
+    low, high = heat.min(), np.quantile(heat, 0.99)
+    coloured = matplotlib.colormaps["inferno"](np.clip((heat - low) / max(high - low, 1e-12), 0, 1))[..., :3]
+    grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
+    return (1 - OPACITY) * grey + OPACITY * coloured
+
+
+def attention_figure(path: Path, images: Sequence[NDArray[Any]], attention: dict[str, Tensor], title: str) -> None:
+    """Images (H, W, 3) in [0, 1] above their attention; each named tensor (B, h, w) is a row."""
+    rows: dict[str, Sequence[NDArray[Any]]] = {"image": images}
+    for name, maps in attention.items():
+        rows[name] = [overlay(image, one) for image, one in zip(images, maps, strict=True)]
+    image_grid(path, rows, title)
+
+
+def attention_rows(attention: Tensor, heads: int = 3) -> dict[str, Tensor]:
+    """The mean over heads and the first few heads, (B, H, h, w) -> named (B, h, w)."""
+    shown = min(heads, attention.shape[1])
+    return {"mean of heads": attention.mean(dim=1)} | {f"head {i + 1}": attention[:, i] for i in range(shown)}
