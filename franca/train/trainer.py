@@ -3,7 +3,7 @@
 import logging
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +21,7 @@ from franca.train.build import (
     choose_device,
     choose_precision,
     claim_run_folder,
+    compute_in,
     describe_teacher,
     flatten,
     publish_teacher,
@@ -62,7 +63,7 @@ class Trainer:
         self.config = config
         self.evaluate = evaluate
         self.device = choose_device(config.device)
-        self.autocast_type = choose_precision(config.precision, self.device)
+        self.precision = choose_precision(config.precision, self.device)
         self.source = config.data.build_source()
         self.loader = PretrainLoader(self.source, config.data, config.seed, config.model.patch_size)
         self.pair = build_pair(config).to(self.device)
@@ -132,11 +133,11 @@ class Trainer:
         apply_schedules(self.optimizer, lr, last_layer_lr, self.weight_decay(number))
         # Stochastic depth is a function of (seed, position in the data), as the crops are: nothing to save or restore.
         torch.manual_seed(self.config.seed * 1_000_003 + self.batch_number)
-        with self._autocast():
+        with compute_in(self.precision, self.device):
             targets = self.objective.assign(batches, self.temperature(number))
         losses = torch.zeros_like(self.meter.sums[: -len(PARTS)])
         for batch, target in zip(batches, targets, strict=True):
-            with self._autocast():
+            with compute_in(self.precision, self.device):
                 report = self.objective.student_loss(batch, target)
             (report.total / len(batches)).backward()
             losses += self._losses(report) / len(batches)
@@ -172,11 +173,6 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step_number % every == 0
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        if self.autocast_type is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.autocast_type)
 
     def _metric_names(self) -> list[str]:
         levels = range(len(self.config.heads.nesting))
@@ -281,7 +277,7 @@ class Trainer:
 
     def _announce(self, resumed_from: Path | None) -> None:
         config, batch = self.config, self.config.effective_batch
-        precision = "fp32" if self.autocast_type is None else "bf16 autocast"
+        precision = "fp32" if self.precision is None else "bf16 autocast"
         parameters = sum(parameter.numel() for parameter in self.pair.student.parameters())
         self.log.say(
             f"{config.model.arch}, {parameters / 1e6:.1f} M parameters with heads, on {self.device} in {precision}; "
