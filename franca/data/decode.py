@@ -113,4 +113,4 @@ def _to_tensor(pixels: np.ndarray, channels: int) -> Tensor:
         pixels = np.repeat(pixels, 3, axis=2)
     if pixels.shape[2] != channels or pixels.size == 0:
         raise ValueError(f"height, width, channels are {pixels.shape}, but data.channels={channels}")
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())  # of its own: Pillow's memory is read-only

@@ -122,6 +122,7 @@ class PretrainLoader:
             worker_init_fn=_leave_signals_to_the_main_process,
             multiprocessing_context=_start_method(self.config.start_method) if workers else None,
             pin_memory=torch.accelerator.is_available(),
+            generator=torch.Generator(),  # else the loader draws a seed from the run's random state
         )
 
 

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as F
 from franca.data.multi_crop import IMAGENET_MEAN, IMAGENET_STD
 
 CROPS = ("center", "resize")
-MARGIN = 256 / 224  # shorter side of the resized image / side of its central crop
+CENTER = 224 / 256  # side of the central crop / shorter side of the image
 
 
 def eval_transform(
@@ -21,8 +21,8 @@ def eval_transform(
 ) -> Callable[[Tensor], Tensor]:
     """A function from (C, H, W) uint8 to (C, size, size) float32, normalised per channel.
 
-    crop: "center" resizes the shorter side to size * 256 / 224 and keeps the middle; "resize" shows the whole image,
-    squeezed to a square. Bicubic with antialias.
+    crop: "center" shows the middle, a square whose side is 224 / 256 of the image's shorter side; "resize" the whole
+    image, squeezed to a square. Bicubic with antialias.
     """
     if crop not in CROPS:
         raise ValueError(f"crop={crop!r}: choose one of {', '.join(CROPS)}")
@@ -32,10 +32,10 @@ def eval_transform(
     scale = 255 * torch.tensor(std).view(-1, 1, 1)
 
     def transform(image: Tensor) -> Tensor:
-        target = [size, size] if crop == "resize" else [round(size * MARGIN)]
-        image = F.resize(image, target, interpolation=InterpolationMode.BICUBIC, antialias=True)
-        if crop == "center":
-            image = F.center_crop(image, [size, size])
+        if crop == "center":  # before resizing: a strip of 1 x 10,000 pixels would grow huge
+            side = max(1, round(min(image.shape[-2:]) * CENTER))
+            image = F.center_crop(image, [side, side])
+        image = F.resize(image, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
         return (image - shift) / scale
 
     return transform

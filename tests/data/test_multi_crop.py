@@ -1,0 +1,142 @@
+from collections import Counter
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from franca.data import multi_crop, pixel_ops
+from franca.data.multi_crop import CropConfig, MultiCrop
+
+
+def _generator(seed: int = 0) -> Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _image(channels: int = 3, height: int = 60, width: int = 70) -> Tensor:
+    return torch.randint(0, 256, (channels, height, width), dtype=torch.uint8, generator=_generator(7))
+
+
+def _plain(**options) -> CropConfig:
+    """No change but cropping."""
+    return CropConfig(**{"flip": 0, "colour_jitter": 0, "grayscale": 0, "solarize": 0, "blur": "off"} | options)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_shapes(channels: int) -> None:
+    config = CropConfig(global_size=28, local_size=14, local_count=3, mean=[0.5] * channels, std=[0.2] * channels)
+    crops = MultiCrop(config)(_image(channels), _generator())
+    assert [crop.shape for crop in crops.global_] == [(channels, 28, 28)] * 2
+    assert [crop.shape for crop in crops.local] == [(channels, 14, 14)] * 3
+    assert all(crop.dtype == torch.float32 and crop.isfinite().all() for crop in crops.global_ + crops.local)
+
+
+def test_the_generator_decides_everything() -> None:
+    multi = MultiCrop(CropConfig(global_size=28, local_size=14))
+    torch.manual_seed(0)
+    first = multi(_image(), _generator(1))
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    again, other = multi(_image(), _generator(1)), multi(_image(), _generator(2))
+    assert torch.equal(torch.get_rng_state(), state)  # the run's own random numbers are left alone
+    for a, b, c in zip(*(crops.global_ + crops.local for crops in (first, again, other)), strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+
+def test_crops_of_one_image_differ() -> None:
+    crops = MultiCrop(CropConfig(global_size=28, local_size=28))(_image(), _generator())
+    every = crops.global_ + crops.local
+    assert not any(torch.equal(a, b) for i, a in enumerate(every) for b in every[:i])
+
+
+def test_normalisation() -> None:
+    """A plain crop is (value / 255 - mean) / std, channel by channel."""
+    image = torch.tensor([255, 0, 51], dtype=torch.uint8).view(3, 1, 1).expand(3, 20, 20)
+    crop = MultiCrop(_plain(global_size=14, local_count=0))(image, _generator()).global_[0]
+    expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225]
+    torch.testing.assert_close(crop, torch.tensor(expected).view(3, 1, 1).expand(3, 14, 14))
+
+
+def test_flip_mirrors_left_and_right() -> None:
+    sizes = {"global_size": 28, "local_count": 0}
+    plain = MultiCrop(_plain(**sizes))(_image(), _generator()).global_
+    flipped = MultiCrop(_plain(flip=1, **sizes))(_image(), _generator()).global_
+    assert torch.equal(plain[0].flip(-1), flipped[0])
+    assert torch.equal(plain[1].flip(-1), flipped[1])
+
+
+def _shares(config: CropConfig, monkeypatch: pytest.MonkeyPatch, channels: int = 3, images: int = 600) -> dict:
+    """How often each change reaches the first global, the second global, and the local crops."""
+    counts: Counter = Counter()
+    place = 0
+
+    def counting(name: str, function):
+        def counted(crop: Tensor, *rest):
+            counts[name, min(place, 2)] += 1
+            return crop if name != "random_resized_crop" else function(crop, *rest)
+
+        return counted
+
+    def crop_and_count(image: Tensor, size: int, *_) -> Tensor:
+        nonlocal place
+        place = (place + 1) % (2 + config.local_count)
+        return image[:, :8, :8]
+
+    monkeypatch.setattr(pixel_ops, "random_resized_crop", crop_and_count)
+    for name in ("colour_jitter", "grayscale", "gaussian_blur", "solarize"):
+        monkeypatch.setattr(pixel_ops, name, counting(name, getattr(pixel_ops, name)))
+    place = -1
+    multi, generator = MultiCrop(config), _generator()
+    for _ in range(images):
+        multi(_image(channels, 8, 8), generator)
+    per_place = (images, images, images * config.local_count)
+    names = ("colour_jitter", "grayscale", "gaussian_blur", "solarize")
+    return {name: [counts[name, i] / per_place[i] for i in range(3)] for name in names}
+
+
+@pytest.mark.parametrize(("blur", "blurred"), [("intended", (1, 0.1, 0.5)), ("inverted", (0, 0.9, 0.5))])
+def test_probabilities_of_the_recipe(blur: str, blurred: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = _shares(CropConfig(blur=blur, local_count=4), monkeypatch)
+    assert shares["colour_jitter"] == pytest.approx([0.8] * 3, abs=0.06)
+    assert shares["grayscale"] == pytest.approx([0.2] * 3, abs=0.06)
+    assert shares["gaussian_blur"] == pytest.approx(blurred, abs=0.06)
+    assert shares["gaussian_blur"][0] == blurred[0]  # always, or never
+    assert shares["solarize"] == pytest.approx([0, 0.2, 0], abs=0.06)
+
+
+def test_colour_changes_turn_off_without_three_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CropConfig(local_count=2, mean=[0.5], std=[0.2])
+    shares = _shares(config, monkeypatch, channels=4, images=50)
+    assert shares["colour_jitter"] == shares["grayscale"] == shares["solarize"] == [0, 0, 0]
+    assert shares["gaussian_blur"][0] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"global_size": 0}, "data.crops.global_size=0"),
+        ({"local_size": 7}, "data.crops.local_size=7"),
+        ({"local_count": -1}, "data.crops.local_count=-1"),
+        ({"global_scale": [0.5, 0.4]}, "data.crops.global_scale="),
+        ({"local_scale": [0.0, 0.4]}, "data.crops.local_scale="),
+        ({"flip": 1.1}, "data.crops.flip=1.1"),
+        ({"solarize": -0.1}, "data.crops.solarize=-0.1"),
+        ({"blur": "intendet"}, "data.crops.blur='intendet'.*intended"),
+        ({"mean": [0.5]}, "data.crops.mean="),
+        ({"std": [0.0, 1, 1]}, "data.crops.std="),
+    ],
+)
+def test_bad_options_are_named(options: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        CropConfig(**options)
+
+
+def test_defaults_are_the_papers() -> None:
+    config = CropConfig()
+    assert (config.global_size, config.global_scale, config.local_size, config.local_scale) == (
+        *(224, [0.32, 1.0]),
+        *(98, [0.05, 0.32]),
+    )
+    assert config.local_count == 8
+    assert config.std[2] == 0.225  # not 0.255, as parts of the original have it
+    assert multi_crop.BLURS[config.blur] == (1.0, 0.1, 0.5)
