@@ -121,7 +121,14 @@ def _portraits(run: Run, task: Task, out: Path) -> str:
 
 
 def _curves(run: Run, out: Path) -> str:
-    uniform = uniform_losses(run.prototypes, run.data.crops.local_count, run.data.mask.probability)
+    objective = run.settings["objective"]
+    uniform = uniform_losses(
+        run.prototypes,
+        run.data.crops.local_count,
+        run.data.mask.probability,
+        objective["crop_weight"],
+        objective["patch_weight"],
+    )
     loss_figure(out / "losses.png", run.lines, uniform)
     health_figure(out / "health.png", run.lines)
     parts = [

@@ -45,15 +45,29 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
     return averaged
 
 
-def uniform_losses(prototypes: Mapping[str, Sequence[int]], local_count: int, masked_share: float) -> dict[str, float]:
+def uniform_losses(
+    prototypes: Mapping[str, Sequence[int]],
+    local_count: int,
+    masked_share: float,
+    crop_weight: float = 1.0,
+    patch_weight: float = 1.0,
+) -> dict[str, float]:
     """Value of each cross-entropy term for a student that finds all prototypes equally likely.
 
-    prototypes: counts per level for ``dino_head`` and ``ibot_head``. Weights of the terms are 1 (FACTS of the loss:
-    local sum / n + 2 global / n + patch, n = 2 + 2 local_count).
+    Every cross-entropy is then log K, summed over levels; see `PretrainingObjective` for the factors.
+
+    Args:
+        prototypes: counts per level for ``dino_head`` and ``ibot_head``.
+        local_count: local crops per image. masked_share: of the global crops. Weights: as in the objective.
     """
     crop, patch = (sum(math.log(count) for count in prototypes[head]) for head in ("dino_head", "ibot_head"))
     n = 2 + 2 * local_count
-    return {"crop_local": 2 * local_count / n * crop, "crop_global": 2 / n * crop, "patch": masked_share * patch}
+    local, global_ = 2 * local_count * crop, 2 * crop
+    return {
+        "crop_local": crop_weight * local / n,
+        "crop_global": crop_weight * global_ / n,
+        "patch": patch_weight * masked_share * patch,
+    }
 
 
 def loss_figure(path: Path, lines: Lines, uniform: Mapping[str, float]) -> None:
