@@ -2,19 +2,22 @@
 
 import argparse
 import logging
+import signal
 import sys
 
-from omegaconf import OmegaConf
+import torch
 
 from franca.data.errors import DataError
 from franca.data.sources import SOURCES
 from franca.eval.online import OnlineKNN
 from franca.eval.parts import split_in_two
 from franca.hub.checkpoint import CheckpointError
-from franca.train.build import build_pair, choose_device, choose_precision
-from franca.train.config import ConfigError, TrainConfig, load_config
+from franca.train.build import build_pair, build_source, choose_device, choose_precision, refused_as
+from franca.train.config import ConfigError, TrainConfig, dump_config, load_config
+from franca.train.logger import MissingTracker
 from franca.train.recovery import NonFiniteLoss
-from franca.train.trainer import Evaluate, Interrupted, Trainer
+from franca.train.stopping import Interrupted
+from franca.train.trainer import Evaluate, Trainer
 
 EPILOG = """\
 examples:
@@ -34,26 +37,28 @@ def build_evaluation(config: TrainConfig) -> Evaluate | None:
         return None
     if options.train:
         build = SOURCES[config.data.source]
-        memory, queries = (build(path, config.data.channels) for path in (options.train, options.test))
+        with refused_as("evaluation"):
+            memory, queries = (build(path, config.data.channels) for path in (options.train, options.test))
     else:
-        images = config.data.build_source()
+        images = build_source(config)
         if images.labels is None:
             logging.getLogger(__name__).warning("online k-NN is off: the images carry no labels (no class folders)")
             return None
         memory, queries = split_in_two(images)
     crops, device = config.data.crops, choose_device(config.device)
-    return OnlineKNN(
-        memory,
-        queries,
-        size=options.image_size,
-        ks=tuple(options.ks),
-        max_images=options.max_images,
-        mean=crops.mean,
-        std=crops.std,
-        device=device,
-        autocast=choose_precision(config.precision, device),
-        workers=config.data.workers,
-    )
+    with refused_as("evaluation"):
+        return OnlineKNN(
+            memory,
+            queries,
+            size=options.image_size,
+            ks=tuple(options.ks),
+            max_images=options.max_images,
+            mean=crops.mean,
+            std=crops.std,
+            device=device,
+            autocast=choose_precision(config.precision, device),
+            workers=config.data.workers,
+        )
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -67,14 +72,15 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", metavar="FILE", help="YAML file that differs from the defaults; see configs/")
     parser.add_argument("--dry-run", action="store_true", help="check and print the resolved configuration, then stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, such as steps=500 model.depth=6")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def dry_run(config: TrainConfig) -> None:
     """Print the resolved configuration and what it builds, without reading an image."""
-    pair = build_pair(config)
+    with torch.device("meta"):  # shapes alone
+        pair = build_pair(config)
     parts = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in pair.student.named_children()}
-    print(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    print(dump_config(config))
     print("parameters: " + ", ".join(f"{name} {count:.2f} M" for name, count in parts.items()))
     batch = config.effective_batch
     print(f"effective batch {batch}, peak lr {config.optimizer.peak_lr(batch):.3e}, {config.steps * batch} images")
@@ -93,7 +99,10 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.signal_number
-    except (ConfigError, CheckpointError, NonFiniteLoss, DataError) as error:
+    except KeyboardInterrupt:
+        print("stopped at once; the same command continues from the last saved state", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except (ConfigError, CheckpointError, NonFiniteLoss, DataError, MissingTracker, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,8 +1,6 @@
 """The configuration made into objects: device, precision, networks, run folder."""
 
-import os
 import platform
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,12 +10,17 @@ import torch
 from omegaconf import OmegaConf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from franca.data.sources import Source
 from franca.models import BACKBONES, MatryoshkaHead, VisionTransformer
 from franca.objective import Encoder, StudentTeacher
-from franca.train.config import ConfigError, TrainConfig, load_config, save_config
+from franca.train.config import ConfigError, TrainConfig, dump_config, load_config
+from franca.train.files import replace_text
 
-# Keys that may differ when a run is continued: they don't change what is learned.
-OPERATIONAL = ("output", "device", "data.workers", "checkpoint", "evaluation", "monitor", "recovery", "log")
+# Keys, and groups of keys, that may differ when a run is continued: they don't change what is learned.
+OPERATIONAL = (
+    *("output", "device", "data.workers", "data.prefetch", "data.start_method", "data.max_broken_share"),
+    *("checkpoint", "evaluation", "monitor", "recovery", "log"),
+)
 
 
 def choose_device(name: str) -> torch.device:
@@ -74,9 +77,31 @@ def build_encoder(config: TrainConfig, drop_path_rate: float) -> Encoder:
 
 
 def build_pair(config: TrainConfig) -> StudentTeacher:
-    """Student and teacher with the same weights, a function of the seed; stochastic depth in the student only."""
+    """Student and teacher with the same weights, a function of the seed; stochastic depth in the student only.
+
+    Raises:
+        ConfigError: ``model`` and ``heads`` make no network, for example levels of no whole number of features.
+    """
     torch.manual_seed(config.seed)
-    return StudentTeacher(build_encoder(config, config.model.drop_path_rate), build_encoder(config, 0.0))
+    with refused_as("model, heads"):
+        return StudentTeacher(build_encoder(config, config.model.drop_path_rate), build_encoder(config, 0.0))
+
+
+def build_source(config: TrainConfig) -> Source:
+    """The images. Raises DataError when there are none, ConfigError when ``data`` describes none."""
+    with refused_as("data"):
+        return config.data.build_source()
+
+
+@contextmanager
+def refused_as(part: str) -> Iterator[None]:
+    """A value that a component refuses becomes an error of the configuration's ``part``."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{part}: {error}") from error
 
 
 def describe_teacher(config: TrainConfig, pair: StudentTeacher, step: int, images: int) -> dict[str, Any]:
@@ -106,13 +131,13 @@ def claim_run_folder(config: TrainConfig) -> Path:
     recorded = output / "config.yaml"
     if recorded.is_file():
         _require_same_run(config, recorded)
-    elif output.is_dir() and any(output.iterdir()):
+    elif output.is_dir() and any(not path.name.endswith(".partial") for path in output.iterdir()):
         raise ConfigError(
             f"output={config.output!r} holds files that no run of franca.train made; choose an empty or new folder"
         )
     try:
         output.mkdir(parents=True, exist_ok=True)
-        save_config(config, recorded)
+        replace_text(recorded, dump_config(config))
     except OSError as error:
         raise ConfigError(f"output={config.output!r} can't be written: {error}") from None
     return output
@@ -120,13 +145,17 @@ def claim_run_folder(config: TrainConfig) -> Path:
 
 def _require_same_run(config: TrainConfig, recorded: Path) -> None:
     old, new = flatten(load_config(recorded)), flatten(config)
-    differing = [key for key in new if old.get(key) != new[key] and not key.startswith(OPERATIONAL)]
+    differing = [key for key in new if old.get(key) != new[key] and not _is_operational(key)]
     if differing:
         rows = "\n".join(f"  {key}: there {old.get(key)!r}, here {new[key]!r}" for key in differing)
         raise ConfigError(
             f"output={config.output!r} belongs to another run, whose configuration differs in\n{rows}\n"
             "choose another output folder, or the configuration of that run to continue it"
         )
+
+
+def _is_operational(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in OPERATIONAL)
 
 
 def flatten(config: TrainConfig) -> dict[str, Any]:
@@ -143,14 +172,3 @@ def flatten(config: TrainConfig) -> dict[str, Any]:
 
     visit(OmegaConf.to_container(OmegaConf.structured(config)), "")
     return flat
-
-
-def publish_teacher(saved: Path, public: Path) -> None:
-    """Make ``public`` the newest teacher file, by a hard link where the file system has them; never half a file."""
-    partial = public.with_name(f".{public.name}.partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(saved, partial)
-    except OSError:
-        shutil.copyfile(saved, partial)
-    os.replace(partial, public)

@@ -7,6 +7,7 @@ of every file, and only then renamed to ``step_0001000``: a kill at any moment l
 import json
 import logging
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,17 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
 
 from franca.hub.checkpoint import CheckpointError
+from franca.train.files import sync
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+UNFINISHED = ".unfinished"
+ROWS_SHOWN = 8
 
 
 @dataclass
 class CheckpointConfig:
-    """When states are saved and which are kept. The first and last of a run's saves are no exception."""
+    """When states are saved and which are kept. The end of a run, and a signal to stop, save as well."""
 
     every: int = 1000  # steps
     keep_last: int = 2  # newest states kept
@@ -61,30 +66,30 @@ class CheckpointFolder:
             CheckpointError: the disk is full or can't be written; earlier states are untouched.
         """
         target = self.folder / f"step_{step:07d}"
-        unfinished = self.folder / f".{target.name}.unfinished"
+        unfinished = self.folder / f".{target.name}{UNFINISHED}"
         try:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            self._clear_unfinished()
             unfinished.mkdir(parents=True)
             with _single_process():
                 dcp.save(state, checkpoint_id=unfinished)
             write_extra(unfinished)
             _write_manifest(unfinished, step)
-            if target.exists():
+            if target.exists():  # damaged, else the run would have continued from it
                 shutil.rmtree(target)
             os.replace(unfinished, target)
-            _sync(self.folder)
+            sync(self.folder)
         except (OSError, dcp.CheckpointException, RuntimeError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             reason = _root_cause(error)
             raise CheckpointError(
                 f"could not save step {step} to {target}: {reason}; earlier states are kept"
             ) from error
-        self._prune()
+        self._prune(step)
         return target
 
     def latest(self) -> Path | None:
         """The newest state whose files are all there in full; damaged ones are passed over with a warning."""
-        for path in reversed(self._states()):
+        for _, path in reversed(self._states()):
             problem = _problem(path)
             if problem is None:
                 return path
@@ -95,30 +100,64 @@ class CheckpointFolder:
         """Fill the tensors of ``state`` in place from a saved state.
 
         Raises:
-            CheckpointError: the state was saved by a run of another architecture.
+            CheckpointError: the state can't be read, or was saved by a run of another architecture; then ``state`` is
+                as it was.
         """
         try:
+            saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+            shapes = {name: tuple(entry.size) for name, entry in saved.items() if hasattr(entry, "size")}
+            _require_same_tensors(path, shapes, {name: tuple(t.shape) for name, t in leaves(state).items()})
             with _single_process():
                 dcp.load(state, checkpoint_id=path)
-        except (dcp.CheckpointException, RuntimeError, ValueError) as error:
+        except (OSError, dcp.CheckpointException, RuntimeError) as error:
             raise CheckpointError(
-                f"checkpoint {path} doesn't fit this configuration ({_root_cause(error)}); "
-                "use the configuration it was made with, or another output folder"
+                f"checkpoint {path} can't be read ({_root_cause(error)}); remove that folder to continue from the "
+                "state before it"
             ) from error
 
-    def _states(self) -> list[Path]:
-        return sorted(self.folder.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+    def _states(self) -> list[tuple[int, Path]]:
+        """(step, folder) of every state, whole or not, oldest first; other files in the folder are left alone."""
+        named = [(re.fullmatch(r"step_(\d+)", path.name), path) for path in self.folder.glob("step_*")]
+        return sorted((int(match[1]), path) for match, path in named if match)
 
-    def _prune(self) -> None:
-        for path in self._states()[: -self.config.keep_last]:
-            step = int(path.name.removeprefix("step_"))
-            if not self.config.keep_every or step % self.config.keep_every:
-                shutil.rmtree(path)
+    def _prune(self, newest: int) -> None:
+        """Keep the last ``keep_last`` whole states up to step ``newest`` and those at multiples of ``keep_every``.
+
+        Damaged states count as nothing, and those after ``newest`` are left: the run will write them again.
+        """
+        states = [(step, path) for step, path in self._states() if step <= newest]
+        whole = [step for step, path in states if _problem(path) is None]
+        kept = set(whole[-self.config.keep_last :])
+        if self.config.keep_every:
+            kept |= {step for step in whole if step % self.config.keep_every == 0}
+        for step, path in states:
+            if step not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _clear_unfinished(self) -> None:
+        for path in self.folder.glob(f".step_*{UNFINISHED}"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def step_of(path: Path) -> int:
-    """Optimizer steps done when the state at ``path`` was saved."""
-    return int(json.loads((path / MANIFEST).read_text())["step"])
+def leaves(node: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    """A nested dictionary of tensors as one: {dotted name: tensor}."""
+    flat: dict[str, Tensor] = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        flat |= {name: value} if isinstance(value, Tensor) else leaves(value, f"{name}.")
+    return flat
+
+
+def _require_same_tensors(path: Path, saved: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+    differing = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))
+    if differing:
+        rows = [f"  {name}: there {saved.get(name, 'absent')}, here {wanted.get(name, 'absent')}" for name in differing]
+        more = [f"  and {len(rows) - ROWS_SHOWN} more"] if len(rows) > ROWS_SHOWN else []
+        raise CheckpointError(
+            f"checkpoint {path} is of another architecture than this configuration; shapes differ in\n"
+            + "\n".join(rows[:ROWS_SHOWN] + more)
+            + "\nuse the configuration it was made with, or another output folder"
+        )
 
 
 def _write_manifest(folder: Path, step: int) -> None:
@@ -126,28 +165,20 @@ def _write_manifest(folder: Path, step: int) -> None:
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"step": step, "files": sizes}, indent=1))
     for file in folder.iterdir():
-        _sync(file)
-    _sync(folder)
+        sync(file)
+    sync(folder)
 
 
 def _problem(path: Path) -> str | None:
     try:
         files = json.loads((path / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its manifest can't be read ({error})"
     for name, size in files.items():
         file = path / name
         if not file.is_file() or file.stat().st_size != size:
             return f"{name} is missing or cut off"
     return None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _root_cause(error: BaseException) -> str:

@@ -1,11 +1,14 @@
 """The whole configuration of a pretraining run: typed defaults <- YAML file <- ``key=value`` on the command line."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from franca.data.loader import DataConfig
 from franca.models import BACKBONES
@@ -15,7 +18,7 @@ from franca.train.logger import LogConfig
 from franca.train.monitor import MonitorConfig
 from franca.train.optimizer import OptimizerConfig
 from franca.train.recovery import RecoveryConfig
-from franca.train.schedules import TeacherConfig
+from franca.train.schedules import Schedules, TeacherConfig
 
 
 class ConfigError(ValueError):
@@ -42,6 +45,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.arch not in BACKBONES:
             raise ConfigError(f"model.arch={self.arch!r} is unknown; choose one of {', '.join(BACKBONES)}")
+        if self.patch_size < 1:
+            raise ConfigError(f"model.patch_size={self.patch_size} must be at least 1 pixel")
         if not 0.0 <= self.drop_path_rate < 1.0:
             raise ConfigError(f"model.drop_path_rate={self.drop_path_rate} must lie in [0, 1)")
 
@@ -97,6 +102,9 @@ class EvaluationConfig:
                 f"evaluation.train={self.train!r} and evaluation.test={self.test!r}: set both (two folders with the "
                 "same classes) or neither (the training folder is split in two)"
             )
+        for name, least in (("every", 0), ("image_size", 1), ("max_images", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"evaluation.{name}={getattr(self, name)} must be at least {least}")
         if not self.ks or min(self.ks) < 1:
             raise ConfigError(f"evaluation.ks={self.ks} must hold at least one number of neighbours above 0")
 
@@ -127,19 +135,41 @@ class TrainConfig:
         for name in ("steps", "accumulate"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed={self.seed} must lie in [0, 2**32)")
         if self.precision not in ("auto", "bf16", "fp32"):
             raise ConfigError(f"precision={self.precision!r} must be auto, bf16 or fp32")
-        crops, patch = self.data.crops, self.model.patch_size
-        sizes = {"global_size": crops.global_size} | ({"local_size": crops.local_size} if crops.local_count else {})
-        for name, size in sizes.items():
-            if size % patch:
-                nearest = max(round(size / patch), 1) * patch
-                raise ConfigError(f"data.crops.{name}={size} is no multiple of model.patch_size={patch}; try {nearest}")
+        for name, size in self._image_sides().items():
+            if size % self.model.patch_size:
+                nearest = max(round(size / self.model.patch_size), 1) * self.model.patch_size
+                raise ConfigError(
+                    f"{name}={size} is no multiple of model.patch_size={self.model.patch_size}; try {nearest}"
+                )
         if self.optimizer.warmup_steps >= self.steps:
             raise ConfigError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} must be below steps={self.steps}: "
                 "shorten the warm-up with the run"
             )
+
+    def _image_sides(self) -> dict[str, int]:
+        """Key and value of every image side, in pixels, that the network will see."""
+        crops = self.data.crops
+        sides = {"data.crops.global_size": crops.global_size}
+        if crops.local_count:
+            sides["data.crops.local_size"] = crops.local_size
+        if self.evaluation.every:
+            sides["evaluation.image_size"] = self.evaluation.image_size
+        return sides
+
+    def schedules(self) -> Schedules:
+        """All schedules of the run."""
+        return Schedules(
+            lr=self.optimizer.lr_schedule(self.steps, self.effective_batch),
+            freeze_last_layer=self.optimizer.freeze_last_layer_steps,
+            weight_decay=self.optimizer.weight_decay_schedule(self.steps),
+            teacher_momentum=self.teacher.momentum_schedule(self.steps),
+            teacher_temperature=self.teacher.temperature_schedule(),
+        )
 
     @property
     def effective_batch(self) -> int:
@@ -153,31 +183,37 @@ def load_config(file: str | Path | None = None, overrides: list[str] | None = No
     Raises:
         ConfigError: unknown key (the nearest one is named), wrong type, value out of range, missing file.
     """
-    layers = [OmegaConf.structured(TrainConfig)]
-    source = "defaults"
-    try:
-        if file is not None:
-            source = str(file)
-            layers.append(_read_yaml(Path(file)))
-            OmegaConf.merge(*layers)
-        source = "command line"
-        layers.append(_read_overrides(overrides or []))
-        merged = OmegaConf.merge(*layers)
+    merged = OmegaConf.structured(TrainConfig)
+    if file is not None:
+        with _errors_from(str(file)):
+            merged = OmegaConf.merge(merged, _read_yaml(Path(file)))
+    with _errors_from("command line"):
+        merged = OmegaConf.merge(merged, _read_overrides(overrides or []))
+    with _errors_from("configuration"):
         config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        key = f" (key {error.full_key})" if error.full_key else ""
-        raise ConfigError(f"{source}{key}: {str(error).splitlines()[0]}") from None
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
     assert isinstance(config, TrainConfig)
     return config
 
 
-def save_config(config: TrainConfig, path: Path) -> None:
-    """Write the resolved configuration; ``load_config(path)`` gives it back."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+@contextmanager
+def _errors_from(source: str) -> Iterator[None]:
+    """Whatever is wrong becomes a ConfigError that says where it came from."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except OmegaConfBaseException as error:
+        key = f" (key {error.full_key})" if error.full_key else ""
+        raise ConfigError(f"{source}{key}: {str(error).splitlines()[0]}") from None
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source}: can't be read as YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:  # from a __post_init__: names the key itself
+        raise ConfigError(str(error)) from None
+
+
+def dump_config(config: TrainConfig) -> str:
+    """The resolved configuration as YAML; ``load_config`` of a file that holds it gives it back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def _read_yaml(path: Path) -> DictConfig:

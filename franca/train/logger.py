@@ -1,6 +1,9 @@
 """Where a run's numbers go: metrics.jsonl always, the terminal, and TensorBoard or wandb when asked for."""
 
+import errno
 import json
+import logging
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -9,6 +12,10 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from franca.train.files import replace_text, sync
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -29,16 +36,43 @@ class MetricsFile:
 
     def __init__(self, path: Path, resumed_at: int) -> None:
         self.path = path
-        kept = [line for line in read_metrics(path) if line["step"] <= resumed_at]
+        self.drop_after(resumed_at)
+
+    def drop_after(self, step: int) -> None:
+        """Forget the lines of later steps, which the run will write again, and a last line that was cut off."""
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        temporary = path.with_name(f".{path.name}.partial")
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        replace_text(self.path, text)
+        self._unwritten = b""
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line; it is on disk's way when this returns."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        """Append one line. When the disk is full it waits in memory for the next line, or for :meth:`flush`."""
+        self._unwritten += (json.dumps({k: _as_json(v) for k, v in line.items()}) + "\n").encode()
+        try:
+            self._append()
+        except OSError as error:
+            logger.warning("WARNING: %s can't be written (%s); its lines wait in memory", self.path, error)
+
+    def flush(self) -> None:
+        """All lines onto the disk; a state may be saved once this returns. Raises OSError."""
+        self._append()
+        sync(self.path)
+
+    def _append(self) -> None:
+        with self.path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                if file.write(self._unwritten) < len(self._unwritten):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(end)
+                raise
+        self._unwritten = b""
+
+
+def _as_json(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -52,28 +86,39 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+class MissingTracker(ImportError):
+    """A tracker was asked for whose package is not installed."""
+
+
 class Tracker(Protocol):
     """A service that shows curves."""
 
     def write(self, line: dict[str, Any]) -> None:
         """Take over the numbers of one line."""
 
+    def close(self) -> None:
+        """Nothing more will come."""
+
 
 class TensorBoardTracker:
-    """Event files for ``tensorboard --logdir``; needs the extra ``tensorboard``."""
+    """Event files for ``tensorboard --logdir``; needs the extra ``tensorboard``. Steps after ``resumed_at`` go."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, resumed_at: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError("log.tensorboard=true needs TensorBoard: pip install 'franca[tensorboard]'") from error
-        self.writer = SummaryWriter(str(folder))
+            raise MissingTracker("log.tensorboard=true needs TensorBoard: pip install 'franca[tensorboard]'") from error
+        self.writer = SummaryWriter(str(folder), purge_step=resumed_at + 1)
 
     def write(self, line: dict[str, Any]) -> None:
         """Write every number at the line's step."""
         for name, value in _numbers(line).items():
             self.writer.add_scalar(name, value, line["step"])
         self.writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        self.writer.close()
 
 
 class WandbTracker:
@@ -83,12 +128,16 @@ class WandbTracker:
         try:
             import wandb
         except ImportError as error:
-            raise ImportError(f"log.wandb_project={project} needs wandb: pip install 'franca[wandb]'") from error
+            raise MissingTracker(f"log.wandb_project={project} needs wandb: pip install 'franca[wandb]'") from error
         self.run = wandb.init(project=project, id=folder.name, dir=str(folder), config=config, resume="allow")
 
     def write(self, line: dict[str, Any]) -> None:
         """Send every number at the line's step."""
         self.run.log(_numbers(line), step=line["step"])
+
+    def close(self) -> None:
+        """Send what is left and end the run."""
+        self.run.finish()
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:
@@ -102,7 +151,7 @@ class RunLogger:
         self.metrics = MetricsFile(output / "metrics.jsonl", resumed_at)
         self.trackers: list[Tracker] = []
         if config.tensorboard:
-            self.trackers.append(TensorBoardTracker(output / "tensorboard"))
+            self.trackers.append(TensorBoardTracker(output / "tensorboard", resumed_at))
         if config.wandb_project:
             self.trackers.append(WandbTracker(config.wandb_project, output, described))
         self.console = Console(highlight=False)
@@ -126,12 +175,18 @@ class RunLogger:
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
+        for tracker in self.trackers:
+            tracker.close()
 
     def write(self, line: dict[str, Any]) -> None:
         """Record a line of numbers everywhere."""
         self.metrics.write(line)
         for tracker in self.trackers:
             tracker.write(line)
+
+    def go_back(self, step: int) -> None:
+        """Forget what was written after ``step``: the run returns there."""
+        self.metrics.drop_after(step)
 
     def advance(self, step: int) -> None:
         """Move the bar."""

@@ -16,7 +16,7 @@ class MonitorConfig:
 
     every: int = 100  # steps between readings; 0: never
     patience: int = 3  # bad readings in a row before the verdict is "collapsing"
-    first_verdict: int = 300  # steps before which every verdict is "too early to say"
+    first_verdict: int = 300  # steps (or the warm-up, if longer) in which a bad start is "too early to say"
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.patience < 1 or self.first_verdict < 0:
@@ -93,9 +93,11 @@ def assignment_information(assignments: Tensor) -> float:
 def effective_rank(features: Tensor) -> float:
     """Exponential of the entropy of the normalised singular values (Roy and Vetterli, 2007) of centred rows (N, D).
 
-    Rows that agree to within rounding count as one direction: rank 1.
+    Rows that agree to within rounding count as one direction: rank 1. NaN when a value is not finite.
     """
     features = features.float()
+    if not torch.isfinite(features).all():
+        return math.nan
     scale = torch.linalg.matrix_norm(features)
     values = torch.linalg.svdvals(features - features.mean(dim=0))
     values = values[values > 1e-4 * scale]
@@ -117,10 +119,12 @@ class Monitor:
     Args:
         config: when and how patiently.
         complaints: of the readings before this process started (``complaint`` entries of metrics.jsonl), oldest first.
+        warmup: steps of the learning-rate warm-up; before its end a run that never looked good is no collapse yet.
     """
 
-    def __init__(self, config: MonitorConfig, complaints: list[str]) -> None:
-        self.config = config
+    def __init__(self, config: MonitorConfig, complaints: list[str], warmup: int) -> None:
+        self.patience = config.patience
+        self.first_verdict = max(config.first_verdict, warmup)
         self.complaints = complaints
 
     def observe(self, step: int, targets: Targets, report: LossReport) -> dict[str, float | str]:
@@ -135,15 +139,23 @@ class Monitor:
         }
 
     def judge(self, step: int, last: Reading) -> Verdict:
-        """The verdict at ``step``, whose reading is ``last``."""
-        patience, first = self.config.patience, self.config.first_verdict
-        recent = self.complaints[-patience:]
-        if step < first or len(recent) < patience:
-            return Verdict(Health.EARLY, f"a verdict needs {first} steps and {patience} readings; this is step {step}")
-        if all(recent):
-            return Verdict(Health.COLLAPSING, f"{recent[-1]}, {patience} readings in a row")
+        """The verdict at ``step``, whose reading is ``last``.
+
+        A run collapses when its last readings are all bad, and either it had good ones before (early or not), or it is
+        past the first verdict and should have had some: with LayerScale 1e-5 every run starts with the same class token
+        for all images.
+        """
+        recent = self.complaints[-self.patience :]
+        enough = len(recent) == self.patience
+        early = step < self.first_verdict
+        if enough and all(recent) and not (early and all(self.complaints)):
+            return Verdict(Health.COLLAPSING, f"{recent[-1]}, {self.patience} readings in a row")
+        if early or not enough:
+            now = recent[-1] or "nothing is wrong so far"
+            needs = f"a verdict needs {self.first_verdict} steps and {self.patience} readings; this is step {step}"
+            return Verdict(Health.EARLY, f"{now}; {needs}")
         if recent[-1]:
-            return Verdict(Health.EARLY, f"{recent[-1]}, but not in each of the last {patience} readings")
+            return Verdict(Health.EARLY, f"{recent[-1]}, but not in each of the last {self.patience} readings")
         return Verdict(
             Health.HEALTHY,
             f"assignments tell images apart ({last.assignment_information[-1]:.0%} of the possible information at the "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from franca.train.schedules import CosineSchedule
+from franca.train.schedules import CosineSchedule, StepValues
 
 
 @dataclass
@@ -31,10 +31,13 @@ class OptimizerConfig:
         if self.lr_scaling not in ("sqrt", "linear", "none"):
             raise ValueError(f"optimizer.lr_scaling={self.lr_scaling!r} must be sqrt, linear or none")
         for name in ("lr", "lr_reference_batch", "layerwise_decay"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"optimizer.{name}={getattr(self, name)} must be above 0")
-        for name in ("min_lr", "warmup_steps", "weight_decay", "weight_decay_end", "clip_grad"):
-            if not getattr(self, name) >= 0:
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} must be above 0 and finite")
+        for name in ("min_lr", "weight_decay", "weight_decay_end", "clip_grad", "patch_embed_lr_mult"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} must not be negative or infinite")
+        for name in ("warmup_steps", "freeze_last_layer_steps"):
+            if getattr(self, name) < 0:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)} must not be negative")
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"optimizer.betas={self.betas} must be two numbers in [0, 1)")
@@ -97,21 +100,38 @@ def build_optimizer(encoder: nn.Module, depth: int, config: OptimizerConfig) -> 
         for name, parameter in module.named_parameters():
             rule = backbone_rule(name, depth, config) if part == "backbone" else head_rule(name)
             groups.setdefault(rule, []).append(parameter)
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [{"params": parameters, "rule": rule} for rule, parameters in groups.items()],
         lr=config.lr,
         betas=(config.betas[0], config.betas[1]),
         weight_decay=config.weight_decay,
         fused=True,
     )
+    _make_state(optimizer)
+    return optimizer
 
 
-def apply_schedules(optimizer: torch.optim.Optimizer, lr: float, last_layer_lr: float, weight_decay: float) -> None:
+def _make_state(optimizer: torch.optim.AdamW) -> None:
+    """Moments and step counters of 0, as the first step would make them.
+
+    Asked for the state of a new optimizer, ``get_optimizer_state_dict`` takes a step of its own to have one, and leaves
+    every counter at 1: the bias correction of all later steps would be one step ahead.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+
+
+def apply_schedules(optimizer: torch.optim.Optimizer, values: StepValues) -> None:
     """Set every group's learning rate and weight decay for the coming step."""
     for group in optimizer.param_groups:
         rule: ParameterRule = group["rule"]
-        group["lr"] = rule.lr_multiplier * (last_layer_lr if rule.is_last_layer else lr)
-        group["weight_decay"] = rule.weight_decay_multiplier * weight_decay
+        group["lr"] = rule.lr_multiplier * (values.last_layer_lr if rule.is_last_layer else values.lr)
+        group["weight_decay"] = rule.weight_decay_multiplier * values.weight_decay
 
 
 def clip_gradients(parts: Iterable[nn.Module], limit: float) -> Tensor:

@@ -29,7 +29,7 @@ class StepGuard:
     """Watches the quantities of every step without waiting for the device; read back with :meth:`report`.
 
     ``counts[i]``: steps in which quantity i was not finite; ``first[i]``: the first such step, or -1;
-    ``streak``: steps skipped in a row up to now.
+    ``streak``: steps skipped in a row up to now. ``last_sentence``: of the last report that had one.
     """
 
     def __init__(self, names: list[str], device: torch.device) -> None:
@@ -37,7 +37,7 @@ class StepGuard:
         self.counts = torch.zeros(len(names), dtype=torch.int64, device=device)
         self.first = torch.full((len(names),), -1, dtype=torch.int64, device=device)
         self.streak = torch.zeros((), dtype=torch.int64, device=device)
-        self.last_sentence = "a parameter or an optimizer state is not finite"
+        self.last_sentence = ""
 
     def watch(self, values: Tensor, step: int) -> Tensor:
         """Record one step's quantities, (n,) in the order of ``names``; returns whether all are finite, 0-dim bool."""
@@ -49,11 +49,14 @@ class StepGuard:
         return finite
 
     def report(self) -> tuple[int, str]:
-        """Steps skipped in a row up to now, and a sentence on each quantity that was bad since the last report."""
+        """Steps skipped in a row up to now, and a sentence on what was bad since the last report ("" for nothing)."""
+        alike: dict[tuple[int, int], list[str]] = {}
+        for name, count, first in zip(self.names, self.counts.tolist(), self.first.tolist(), strict=True):
+            if count:
+                alike.setdefault((count, first), []).append(name)
         sentence = "; ".join(
-            f"{name} was not finite in {count} step(s), first at step {first}"
-            for name, count, first in zip(self.names, self.counts.tolist(), self.first.tolist(), strict=True)
-            if count
+            f"{', '.join(names)} not finite in {count} step{'s' * (count > 1)}, first at step {first}"
+            for (count, first), names in alike.items()
         )
         if sentence:
             self.last_sentence = sentence

@@ -31,6 +31,38 @@ class CosineSchedule:
         return self.final + 0.5 * (self.base - self.final) * (1.0 + math.cos(angle))
 
 
+@dataclass(frozen=True)
+class StepValues:
+    """What the schedules say at one step."""
+
+    lr: float
+    last_layer_lr: float
+    weight_decay: float
+    teacher_momentum: float
+    teacher_temperature: float
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """The schedules of a run. The last layer follows ``lr`` after ``freeze_last_layer`` steps of 0."""
+
+    lr: CosineSchedule
+    freeze_last_layer: int
+    weight_decay: CosineSchedule
+    teacher_momentum: CosineSchedule
+    teacher_temperature: CosineSchedule
+
+    def __call__(self, step: int) -> StepValues:
+        lr = self.lr(step)
+        return StepValues(
+            lr=lr,
+            last_layer_lr=0.0 if step < self.freeze_last_layer else lr,
+            weight_decay=self.weight_decay(step),
+            teacher_momentum=self.teacher_momentum(step),
+            teacher_temperature=self.teacher_temperature(step),
+        )
+
+
 @dataclass
 class TeacherConfig:
     """How the teacher follows the student, and how sharp its targets are."""
@@ -48,6 +80,8 @@ class TeacherConfig:
         for name in ("temperature", "warmup_temperature"):
             if not getattr(self, name) > 0.0:
                 raise ValueError(f"teacher.{name}={getattr(self, name)} must be above 0")
+        if self.temperature_warmup_steps < 0:
+            raise ValueError(f"teacher.temperature_warmup_steps={self.temperature_warmup_steps} must not be negative")
 
     def momentum_schedule(self, steps: int) -> CosineSchedule:
         """Momentum of the moving average over a run of ``steps``."""
