@@ -1,10 +1,9 @@
 """An endless stream of batches whose content is a function of (seed, batch number) alone."""
 
 import itertools
-import logging
 import multiprocessing
 import os
-import signal
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,17 +13,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from franca.data.batch import PretrainBatch, Sample, SkippedFile, collate
-from franca.data.errors import TooManyBrokenFiles, UnreadableImage, WorkerDied
+from franca.data.errors import DataError, TooManyBrokenFiles, UnreadableImage, WorkerDied
 from franca.data.masking import MaskConfig
 from franca.data.multi_crop import CropConfig, MultiCrop
 from franca.data.random_streams import generator, shuffled, stream_seed
+from franca.data.skip_log import SkipLog, listed
 from franca.data.sources import SOURCES, Source
 
-logger = logging.getLogger(__name__)
-
 REPLACEMENTS = 50  # draws for one sample before the loader gives up
-LOADS_BEFORE_VERDICT = 100  # or one epoch, if that is less
-NAMES_LOGGED = 5
 
 
 def _spare_cores() -> int:
@@ -88,7 +84,7 @@ class PretrainLoader:
 
     def __init__(self, source: Source, config: DataConfig, seed: int, patch_size: int) -> None:
         self.config = config
-        self.skipped = SkipLog(config.max_broken_share, min(LOADS_BEFORE_VERDICT, len(source)))
+        self.skipped = SkipLog(config.max_broken_share, len(source))
         self._batches = _Batches(source, config, seed, patch_size)
 
     def batches(self, start: int = 0) -> Iterator[PretrainBatch]:
@@ -97,19 +93,28 @@ class PretrainLoader:
         Raises TooManyBrokenFiles, and WorkerDied when a worker process is lost.
         """
         batches = iter(self._data_loader(start))
-        while True:
-            try:
-                batch = next(batches)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise WorkerDied(
-                    f"{error}. Memory or shared memory (/dev/shm) may have run out: lower data.workers (now "
-                    f"{self.config.workers}) or data.prefetch (now {self.config.prefetch}). "
-                    "With data.workers=0 the error shows in the main process"
-                ) from error
-            self.skipped.add(batch)
-            yield batch
+        try:
+            while True:
+                batch = self._next(batches)
+                self.skipped.add(batch)
+                yield batch
+        finally:
+            del batches  # ends the workers now, even while an error still refers to this frame
+
+    def _next(self, batches: Iterator[PretrainBatch | DataError]) -> PretrainBatch:
+        try:
+            batch = next(batches)
+        except RuntimeError as error:
+            if not re.match(r"DataLoader worker \(pid", str(error)):
+                raise
+            raise WorkerDied(
+                f"{error}. Memory or shared memory (/dev/shm) may have run out: lower data.workers (now "
+                f"{self.config.workers}) or data.prefetch (now {self.config.prefetch}). "
+                "With data.workers=0 the error shows in the main process"
+            ) from error
+        if isinstance(batch, DataError):
+            raise batch
+        return batch
 
     def _data_loader(self, start: int) -> DataLoader:
         workers = self.config.workers
@@ -119,7 +124,7 @@ class PretrainLoader:
             sampler=itertools.count(start),
             num_workers=workers,
             prefetch_factor=self.config.prefetch if workers else None,
-            worker_init_fn=_leave_signals_to_the_main_process,
+            worker_init_fn=_leave_process_group,
             multiprocessing_context=_start_method(self.config.start_method) if workers else None,
             pin_memory=torch.accelerator.is_available(),
             generator=torch.Generator(),  # else the loader draws a seed from the run's random state
@@ -127,7 +132,7 @@ class PretrainLoader:
 
 
 class _Batches(Dataset):
-    """Batch number -> batch; what the workers run."""
+    """Batch number -> batch, or the error to raise in the main process; what the workers run."""
 
     def __init__(self, source: Source, config: DataConfig, seed: int, patch_size: int) -> None:
         side = config.crops.global_size // patch_size
@@ -143,9 +148,12 @@ class _Batches(Dataset):
         self.mask_config = config.mask
         self.mask = config.mask.build((side, side))
 
-    def __getitem__(self, number: int) -> PretrainBatch:
+    def __getitem__(self, number: int) -> PretrainBatch | DataError:
         first = number * self.batch_size
-        samples = [self._sample(n) for n in range(first, first + self.batch_size)]
+        try:
+            samples = [self._sample(n) for n in range(first, first + self.batch_size)]
+        except DataError as error:  # raised here, it would come out wrapped in the worker's traceback
+            return error
         return collate(samples, self.mask, self.mask_config, generator("masks", self.seed, number))
 
     def _sample(self, number: int) -> Sample:
@@ -164,42 +172,7 @@ class _Batches(Dataset):
             except UnreadableImage as error:
                 skipped.append(SkippedFile(error.name, error.reason))
                 index = stream_seed("replacement", self.seed, number, attempt) % length
-        raise TooManyBrokenFiles(f"{REPLACEMENTS} files in a row cannot be read, the first: {_listed(skipped)}")
-
-
-class SkipLog:
-    """Counts files read and files skipped, logs the first names, and stops a run that skips too many.
-
-    loads, broken: attempts to read a file, and those that failed. first: the first distinct files that failed.
-    """
-
-    def __init__(self, max_share: float, loads_before_verdict: int) -> None:
-        self.max_share = max_share
-        self.loads_before_verdict = loads_before_verdict
-        self.loads = 0
-        self.broken = 0
-        self.first: list[SkippedFile] = []
-
-    def add(self, batch: PretrainBatch) -> None:
-        """Takes note of what was read for one batch. Raises TooManyBrokenFiles."""
-        self.loads += batch.n_images + len(batch.skipped)
-        for file in batch.skipped:
-            self.broken += 1
-            if len(self.first) < NAMES_LOGGED and file not in self.first:
-                self.first.append(file)
-                logger.warning("skipped %s: %s", file.name, file.reason)
-            elif self.broken in (10, 100, 1000) or self.broken % 10_000 == 0:
-                logger.warning("skipped %d of %d files read so far", self.broken, self.loads)
-        if self.loads >= self.loads_before_verdict and self.broken > self.max_share * self.loads:
-            raise TooManyBrokenFiles(
-                f"{self.broken} of {self.loads} files read ({self.broken / self.loads:.0%}) are broken, more than "
-                f"data.max_broken_share={self.max_share} allows: repair or remove them, or raise the limit. "
-                f"The first: {_listed(self.first)}"
-            )
-
-
-def _listed(files: list[SkippedFile]) -> str:
-    return "; ".join(f"{file.name} ({file.reason})" for file in files[:NAMES_LOGGED])
+        raise TooManyBrokenFiles(f"{REPLACEMENTS} files in a row cannot be read, the first: {listed(skipped)}")
 
 
 def _start_method(name: str) -> str | None:
@@ -209,10 +182,10 @@ def _start_method(name: str) -> str | None:
     return "fork" if sys.platform == "linux" else None
 
 
-def _leave_signals_to_the_main_process(_: int) -> None:
-    """Ctrl-C and SIGTERM reach a whole process group; only the main process decides what they mean.
+def _leave_process_group(_: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach a whole process group; only the main process decides what they mean.
 
-    Workers end when the loader ends or the main process is gone.
+    Workers end when the loader ends, when the main process terminates them, or when it is gone.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()

@@ -87,6 +87,12 @@ def test_channels(tmp_path: Path) -> None:
     assert ImageFolder(str(tmp_path), channels=1).load(0).shape == (1, 8, 8)
 
 
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _images(tmp_path, "photos/1.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert _names(ImageFolder("~/photos")) == ["1.png"]
+
+
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(MissingFolder, match=r"data\.path='.*nowhere' does not exist"):
         ImageFolder(str(tmp_path / "nowhere"))

@@ -26,6 +26,7 @@ class ImageFolder:
     """
 
     def __init__(self, path: str, channels: int = 3) -> None:
+        path = os.path.expanduser(path)
         if not os.path.isdir(path):
             what = "is a file" if os.path.exists(path) else "does not exist"
             raise MissingFolder(f"data.path={path!r} {what}; name a folder of images")
