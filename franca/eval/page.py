@@ -18,7 +18,8 @@ section > :last-child { margin-bottom: 0; }
 p { margin: 0 0 .9rem; }
 .lead { font-size: 1.15rem; font-weight: 600; line-height: 1.45; }
 .verdict { border-left: 5px solid; padding: .6rem .9rem; border-radius: 4px; }
-.verdict strong { display: block; text-transform: capitalize; }
+.verdict strong { display: block; }
+.verdict strong::first-letter { text-transform: uppercase; }
 .good { border-color: #009e73; background: #e9f6f2; }
 .open { border-color: #e69f00; background: #fdf6e6; }
 .bad { border-color: #d55e00; background: #fcefe6; }

@@ -28,6 +28,13 @@ class Part:
         return self.source.name(self.indices[index])
 
 
+def without_labels(source: Source) -> Part:
+    """The same images, as if their folders meant nothing."""
+    part = Part(source, range(len(source)))
+    part.classes, part.labels = [], None
+    return part
+
+
 def evenly_spaced(source: Source, count: int) -> Source:
     """At most ``count`` images of a source, spread over all of it; the source itself if it has no more."""
     if len(source) <= count:

@@ -23,7 +23,7 @@ from franca.eval.run import Run, load_run
 from franca.eval.task import Task, choose_task
 
 ENLARGED = 2  # figures show images at this many times the training size: more patches to see
-SLICES_SHOWN = (1, 4, 16)
+SLICES_SHOWN = (1, 4, 16)  # divisors of the feature
 
 
 def build_report(
@@ -94,14 +94,13 @@ def _portraits(run: Run, task: Task, out: Path) -> str:
     pixels = portraits(task, size)
     inputs, shown = normalise(pixels, run.data.crops.mean, run.data.crops.std), displayed(pixels)
     trained, untrained = (patch_grid(model, inputs) for model in (run.trained, run.untrained))
-    pca_figure(out / "pca.png", shown, {"trained": trained, "untrained": untrained}, "PCA of patch features")
     dim = run.trained.embed_dim
     slices = {
-        f"first {dim // divisor}\nof {dim}": trained[..., : dim // divisor]
+        f"trained,\n{dim // divisor} features": trained[..., : dim // divisor]
         for divisor in SLICES_SHOWN
         if dim // divisor >= 3
     }
-    pca_figure(out / "pca_slices.png", shown, slices, "PCA of nested slices of the trained features")
+    pca_figure(out / "pca.png", shown, slices | {f"untrained,\n{dim} features": untrained}, "PCA of patch features")
     heads = attention_rows(class_attention(run.trained, inputs))
     before = {"untrained,\nmean of heads": class_attention(run.untrained, inputs).mean(dim=1)}
     attention_figure(out / "attention.png", shown, heads | before, "Attention of the class token, last block")
@@ -112,9 +111,9 @@ def _portraits(run: Run, task: Task, out: Path) -> str:
                        f"{task.queries.size} pixels). Figures show structure, not quality: an untrained network "
                        "already has some, from the colours of its patches."),
         page.picture("pca.png", "PCA colours of patch features", "First three principal components of the patch "
-                     "features as red, green and blue, over all images together: equal colours are similar features."),
-        page.picture("pca_slices.png", "PCA colours of feature slices", "The same for the first d, d/4 and d/16 "
-                     "features of the trained network."),
+                     "features as red, green and blue, over all images of a row together: equal colours are similar "
+                     "features. Colours of different rows have nothing to do with each other. The trained network is "
+                     "shown with all its features and with its first d/4 and d/16."),
         page.picture("attention.png", "attention maps", "Bright: patches that the class token attends to, each map "
                      "stretched from its own minimum to its maximum."),
     )  # fmt: skip
@@ -130,15 +129,15 @@ def _curves(run: Run, out: Path) -> str:
         objective["patch_weight"],
     )
     loss_figure(out / "losses.png", run.lines, uniform)
-    health_figure(out / "health.png", run.lines)
     parts = [
         page.picture("losses.png", "loss curves", "Each term as it was optimised, added over the Matryoshka levels; "
                      "thin: as logged, thick: moving average. Dashed: a student that finds all prototypes alike. "
                      "Losses can rise while features improve, because the teacher that sets the task improves too."),
-        page.picture("health.png", "health curves", "Assignment information: 1 when every image of a batch has "
-                     "prototypes of its own, 0 when all share them. Agreement: teacher and student choose the same "
-                     "prototype for two crops of an image, widest level."),
     ]  # fmt: skip
+    if health_figure(out / "health.png", run.lines):
+        parts.append(page.picture("health.png", "health curves", "Assignment information: 1 when every image of a "
+                     "batch has prototypes of its own, 0 when all share them. Agreement: teacher and student choose the same "
+                     "prototype for two crops of an image, widest level."))  # fmt: skip
     if score_figure(out / "scores.png", run.lines):
         parts.append(
             page.picture("scores.png", "k-NN accuracy over steps", "k-NN accuracy of the teacher in training.")
@@ -200,8 +199,10 @@ def _details(run: Run, seconds: float) -> str:
 
 
 def portraits(task: Task, size: int) -> Tensor:
-    """The query images that figures show, uint8 (B, C, size, size)."""
-    return next(iter(EvalImages(Part(task.queries.source, task.portrayed), size).batches(len(task.portrayed)))).pixels
+    """The query images that figures show, uint8 (B, C, size, size); call it when the task's images have been read."""
+    readable = [number for number in range(len(task.queries.source)) if number not in task.queries.skipped]
+    numbers = [number for number in task.portrayed if number in readable] or readable[:1]
+    return next(iter(EvalImages(Part(task.queries.source, numbers), size).batches(len(numbers)))).pixels
 
 
 @torch.no_grad()

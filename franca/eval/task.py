@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from franca.data.loader import DataConfig
 from franca.data.sources import SamplePhotographs, Source
 from franca.eval.images import EvalImages, first_half, second_half
-from franca.eval.parts import evenly_spaced, split_in_two
+from franca.eval.parts import evenly_spaced, split_in_two, without_labels
 
 MOST_NEIGHBOURS = 20
 PORTRAYED = ("astronaut", "cat", "coffee", "coins", "flower", "motorcycle")  # sample photographs that figures show
@@ -31,7 +31,9 @@ class Task:
 
 
 def choose_task(config: DataConfig, source: Source, size: int, limit: int = 1000) -> Task:
-    """Sample photographs: the other half. Class folders: other images. No labels: the other half of the same image.
+    """Sample photographs: the other half. Class folders: other images. Else: the other half of the same image.
+
+    Class folders with one image each are treated as no labels.
 
     Args:
         source: the images of the run, built from ``config``.
@@ -39,9 +41,9 @@ def choose_task(config: DataConfig, source: Source, size: int, limit: int = 1000
     """
     if config.source == "photographs":
         return _photographs(config.channels, size)
-    if source.labels is None:
-        return _halves(evenly_spaced(source, limit), size)
-    return _classes(source, size, limit)
+    if source.labels is not None and max(Counter(source.labels).values()) > 1:
+        return _classes(source, size, limit)
+    return _halves(evenly_spaced(without_labels(source), limit), size)
 
 
 def _photographs(channels: int, size: int) -> Task:

@@ -10,9 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from franca.data.loader import DataConfig
 from franca.eval import page
-from franca.eval.report import build_report, displayed
+from franca.eval.images import resize_square
+from franca.eval.report import build_report, displayed, portraits
 from franca.eval.run import build_untrained, load_run
+from franca.eval.task import choose_task
 from franca.hub.checkpoint import hash_tensors
 from franca.train.__main__ import main as train
 from franca.train.build import build_pair
@@ -80,7 +83,7 @@ def test_report_is_whole(run_folder, tmp_path) -> None:
     assert parsed.open == []
     pictures = {path.name for path in index.parent.glob("*.png")}
     assert set(parsed.links) == pictures
-    assert len(pictures) >= 8
+    assert len(pictures) >= 7
     assert not re.search(r"https?:|<script|@import|url\(", text)
     assert 'name="viewport"' in text
     run = load_run(run_folder)
@@ -155,6 +158,16 @@ def test_text_is_escaped() -> None:
 )
 def test_verdicts_have_their_colour(verdict, kind) -> None:
     assert f'class="verdict {kind}"' in page.verdict(verdict, "why")
+
+
+@pytest.mark.parametrize(("broken", "shown"), [((), 6), ((5, 11), 4), ((1, 5, 8, 11, 15, 18), 1)])
+def test_portraits_are_readable_images(make_source, broken, shown) -> None:
+    source = make_source(20, broken=broken)
+    task = choose_task(DataConfig(), source, 14)
+    list(task.queries.batches())
+    numbers = [number for number in task.portrayed if number not in broken] or [0]
+    assert len(numbers) == shown
+    assert torch.equal(portraits(task, 14), torch.stack([resize_square(source.images[n], 14) for n in numbers]))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 7])

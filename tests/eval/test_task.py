@@ -33,9 +33,7 @@ def test_without_labels_every_image_is_a_class(make_source, model) -> None:
     """The halves of an image are alike here, and unlike those of the others: a model that sees colour finds them."""
     source = make_source(12, broken=(3,))
     colours = torch.randint(256, (12, 3, 1, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    source.images = [
-        None if image is None else colour.expand(3, 40, 60) for image, colour in zip(source.images, colours)
-    ]
+    source.images = [None if number == 3 else colour.expand(3, 40, 60) for number, colour in enumerate(colours)]
     task = choose_task(DataConfig(), source, 28)
     assert (task.k, task.classes) == (1, 12)
     memory = extract_features(model, task.memory)
@@ -45,6 +43,14 @@ def test_without_labels_every_image_is_a_class(make_source, model) -> None:
     assert comparison.trained["class token"][16] == 100.0
     assert comparison.pixels == 100.0
     assert (comparison.queries, comparison.memory) == (11, 11)
+
+
+def test_folders_of_one_image_each_are_no_classes(make_source) -> None:
+    source = make_source(6, classes=6)
+    task = choose_task(DataConfig(), source, 28)
+    assert task.goal.startswith("other half")
+    assert task.memory.labels is None
+    assert source.labels == list(range(6))
 
 
 def test_large_sources_are_sampled(make_source) -> None:

@@ -88,8 +88,13 @@ def loss_figure(path: Path, lines: Lines, uniform: Mapping[str, float]) -> None:
             axis.set_xlabel("step")
 
 
-def health_figure(path: Path, lines: Lines) -> None:
-    """What the monitor read over steps: per Matryoshka level where it has levels, narrowest first."""
+def health_figure(path: Path, lines: Lines) -> bool:
+    """What the monitor read over steps, per Matryoshka level where it has levels, narrowest first.
+
+    False, and no file, if it took no reading.
+    """
+    if not series(lines, "effective_rank")[0]:
+        return False
     with figure(path, 7.6, 4.9) as drawn:
         axes = drawn.subplots(2, 2).flatten()
         for axis, (key, name) in zip(axes, HEALTH_PANELS.items(), strict=True):
@@ -104,6 +109,7 @@ def health_figure(path: Path, lines: Lines) -> None:
         handles, names = axes[0].get_legend_handles_labels()
         if handles:
             drawn.legend(handles, names, loc="outside lower center", ncols=len(names))
+    return True
 
 
 def score_figure(path: Path, lines: Lines) -> bool:
