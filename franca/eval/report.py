@@ -136,8 +136,8 @@ def _curves(run: Run, out: Path) -> str:
     ]  # fmt: skip
     if health_figure(out / "health.png", run.lines):
         parts.append(page.picture("health.png", "health curves", "Assignment information: 1 when every image of a "
-                     "batch has prototypes of its own, 0 when all share them. Agreement: teacher and student choose the same "
-                     "prototype for two crops of an image, widest level."))  # fmt: skip
+                     "batch has prototypes of its own, 0 when all share them. Agreement: teacher and student choose "
+                     "the same prototype for two crops of an image, widest level."))  # fmt: skip
     if score_figure(out / "scores.png", run.lines):
         parts.append(
             page.picture("scores.png", "k-NN accuracy over steps", "k-NN accuracy of the teacher in training.")
