@@ -1,0 +1,104 @@
+"""A run so small that a step takes some ten milliseconds, and what is compared between two of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from franca.train.checkpoint import leaves
+from franca.train.config import TrainConfig, load_config
+from franca.train.logger import read_metrics
+from franca.train.trainer import Trainer
+
+TINY = """\
+steps: 6
+precision: fp32
+model: {arch: vit_tiny, depth: 2, embed_dim: 32, num_heads: 2, init_values: 1.0}
+heads:
+  nesting: [0.25, 0.5, 1.0]
+  hidden_dim: 16
+  dino: {prototypes: 16, bottleneck_dim: 8}
+  ibot: {prototypes: 16, bottleneck_dim: 8}
+data:
+  batch_size: 4
+  workers: 0
+  crops: {global_size: 56, local_size: 28, local_count: 2}
+optimizer: {lr: 1.0e-3, lr_scaling: none, warmup_steps: 1, freeze_last_layer_steps: 1}
+teacher: {momentum: 0.9, temperature_warmup_steps: 3}
+checkpoint: {every: 2}
+monitor: {every: 2}
+log: {every: 1}
+"""
+TIMING = ("images_per_second", "data_wait")
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten smooth images in each of two class folders."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for label in ("cats", "dogs"):
+        (folder / label).mkdir()
+        for number in range(10):
+            coarse = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+            coarse.resize((40, 40), Image.Resampling.BICUBIC).save(folder / label / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """The tiny run as a YAML file; its output folder is left to the command line."""
+    file = tmp_path_factory.mktemp("configs") / "tiny.yaml"
+    file.write_text(TINY.replace("data:\n", f"data:\n  path: {images}\n"))
+    return file
+
+
+@pytest.fixture
+def tiny(tiny_file: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """`tiny("steps=3", ...)`: the tiny run with overrides, in the folder `run` of the test."""
+    return lambda *overrides: load_config(tiny_file, [f"output={tmp_path / 'run'}", *overrides])
+
+
+@pytest.fixture
+def train(tiny: Callable[..., TrainConfig]) -> Callable[..., Trainer]:
+    """`train("steps=3", ...)`: the tiny run from wherever it stands to its end."""
+
+    def run(*overrides: str) -> Trainer:
+        trainer = Trainer(tiny(*overrides))
+        trainer.run()
+        return trainer
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def lines_of() -> Callable[[Path], list[dict[str, Any]]]:
+    """Lines of a run's metrics.jsonl, without what the clock says."""
+
+    def read(output: Path) -> list[dict[str, Any]]:
+        lines = read_metrics(output / "metrics.jsonl")
+        return [{name: value for name, value in line.items() if name not in TIMING} for line in lines]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def tensors_of() -> Callable[[Trainer], dict[str, Tensor]]:
+    """Copies of all that a trainer would save."""
+    return lambda trainer: {name: t.clone() for name, t in leaves(trainer.state.tensors()).items()}
+
+
+@pytest.fixture(scope="session")
+def differing() -> Callable[[dict[str, Tensor], dict[str, Tensor]], list[str]]:
+    """Names of the tensors that are not the same bit for bit."""
+
+    def compare(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:
+        assert first.keys() == second.keys()
+        return [name for name in first if not torch.equal(first[name], second[name])]
+
+    return compare
