@@ -35,6 +35,8 @@ TIMEOUT = 300  # seconds for one block
 PLACEHOLDERS = {
     "ADDRESS_OF_THIS_REPOSITORY": str(ROOT),
     "/path/to/images": "{images}",
+    "/path/to/imagenette/train": "{images}",
+    "/path/to/imagenette/val": "{images}",
     ".venv/bin/": f"{BIN}/",
 }
 
@@ -47,6 +49,13 @@ class Run:
     instead: str = ""
 
 
+# a network and heads that train in a moment on one core
+SMALL = (
+    "model.embed_dim=32 model.depth=1 model.num_heads=2 heads.hidden_dim=16 heads.dino.prototypes=32 "
+    "heads.ibot.prototypes=32 data.batch_size=2 data.workers=0 data.crops.local_count=1 "
+    "optimizer.warmup_steps=1"
+)
+
 COMMANDS = {
     # README.md
     "git clone ADDRESS_OF_THIS_REPOSITORY franca && cd franca": Run(),
@@ -54,6 +63,21 @@ COMMANDS = {
     "make quickstart": Run(instead="make -n quickstart"),
     "make quickstart DATA=/path/to/images": Run(instead="make -n quickstart DATA=/path/to/images"),
     "make test": Run(instead="make -n test"),
+    # training.md
+    ".venv/bin/python -m franca.train --config configs/recipes/quickstart.yaml": Run(f"steps=3 {SMALL}"),
+    (
+        ".venv/bin/python -m franca.train --config configs/pretrain/vitb14_in21k.yaml "
+        "data.path=/path/to/images output=runs/vitb14"
+    ): Run(f"steps=2 {SMALL}"),
+    (
+        ".venv/bin/python -m franca.train --config configs/pretrain/vitl14_in21k.yaml "
+        "data.path=/path/to/images --dry-run"
+    ): Run(),
+    (
+        ".venv/bin/python -m franca.train --config configs/recipes/imagenette_cpu.yaml "
+        "data.path=/path/to/imagenette/train evaluation.train=/path/to/imagenette/train "
+        "evaluation.test=/path/to/imagenette/val"
+    ): Run(f"steps=2 evaluation.every=2 evaluation.ks=[1] {SMALL}"),
     # CONTRIBUTING.md
     "make format": Run(instead="make -n format"),
     "make lint types": Run(instead="make -n lint types"),
