@@ -109,7 +109,9 @@ class CheckpointFolder:
             _require_same_tensors(path, shapes, {name: tuple(t.shape) for name, t in leaves(state).items()})
             with _single_process():
                 dcp.load(state, checkpoint_id=path)
-        except (OSError, dcp.CheckpointException, RuntimeError) as error:
+        except CheckpointError:
+            raise
+        except (Exception, dcp.CheckpointException) as error:  # unpickling raises whatever the damage makes of it
             raise CheckpointError(
                 f"checkpoint {path} can't be read ({_root_cause(error)}); remove that folder to continue from the "
                 "state before it"
@@ -182,10 +184,14 @@ def _problem(path: Path) -> str | None:
 
 
 def _root_cause(error: BaseException) -> str:
+    """The system's own words where there are some: torch's writer hides a full disk behind an error of its own."""
     failures = getattr(error, "failures", None)
-    if failures:
-        error = next(iter(failures.values()))[0]
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    first = next(iter(failures.values()))[0] if failures else error
+    link: BaseException | None = first
+    while link is not None and not isinstance(link, OSError):
+        link = link.__cause__ or link.__context__
+    words = str(link or first).strip().splitlines()
+    return words[-1] if words else type(first).__name__
 
 
 @contextmanager
