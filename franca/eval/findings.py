@@ -50,10 +50,17 @@ def against_untrained(comparison: Comparison) -> str:
 
 def against_pixels(comparison: Comparison) -> str:
     """Whether the network beats thumbnails, in plain words."""
-    trained = full(comparison.trained[comparison.best_feature])
+    feature = comparison.best_feature
+    trained, untrained = full(comparison.trained[feature]), full(comparison.untrained[feature])
     lead, luck = trained - comparison.pixels, margin(comparison)
     if lead > luck:
-        return f"The trained network beats 8×8 thumbnails of the images by {lead:.1f} points."
+        sentence = f"The trained network beats 8×8 thumbnails of the images by {lead:.1f} points."
+        if untrained > comparison.pixels:
+            sentence += (
+                f" But so does the untrained one, by {untrained - comparison.pixels:.1f}: random filters keep more "
+                "than thumbnails do, so only the gain over it was learned."
+            )
+        return sentence
     if lead > 0:
         return (
             f"The trained network is {lead:.1f} points above 8×8 thumbnails of the images; that can be luck. "

@@ -60,7 +60,8 @@ def build_report(
         _details(run, time.perf_counter() - started),
     ]
     title = "What this run learned"
-    subtitle = f"{run.description['arch']} after {run.description['step']:,} steps on {run.description['data']}"
+    images = "the sample photographs" if run.data.source == "photographs" else run.data.path
+    subtitle = f"{run.description['arch']} after {run.description['step']:,} steps on {images}"
     index = out / "index.html"
     index.write_text(page.page(title, subtitle, sections), encoding="utf-8")
     return index

@@ -58,6 +58,11 @@ def test_a_small_lead_over_pixels_may_be_luck() -> None:
     assert "beats 8×8 thumbnails of the images by 15.8" in findings.against_pixels(comparison(55, 20, 39.2))
 
 
+def test_what_random_filters_do_is_not_called_learned() -> None:
+    assert "so does the untrained one, by 15.0" in findings.against_pixels(comparison(60, 55, 40))
+    assert "untrained" not in findings.against_pixels(comparison(60, 35, 40))
+
+
 def test_each_feature_is_compared_with_itself() -> None:
     sentence = findings.against_untrained(comparison(50, 30, 40))
     assert "class token went up by 20.0" in sentence
