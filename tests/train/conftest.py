@@ -1,6 +1,9 @@
 """A run so small that a step takes some ten milliseconds, and what is compared between two of them."""
 
-from collections.abc import Callable
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +105,24 @@ def differing() -> Callable[[dict[str, Tensor], dict[str, Tensor]], list[str]]:
         return [name for name in first if not torch.equal(first[name], second[name])]
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def files_of_at_most() -> Callable[[int], AbstractContextManager[None]]:
+    """While entered, a file that grows beyond so many bytes can't be written, by the system's own error: a full disk.
+
+    A test with a small limit takes `capsys`, for pytest else keeps what is printed in a file.
+    """
+
+    @contextmanager
+    def limit(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        earlier = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            signal.signal(signal.SIGXFSZ, earlier)
+
+    return limit

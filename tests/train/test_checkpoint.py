@@ -2,10 +2,8 @@
 
 import logging
 import os
-import resource
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +38,6 @@ def steps_in(folder: CheckpointFolder) -> list[int]:
 @pytest.fixture
 def folder(tmp_path: Path) -> CheckpointFolder:
     return CheckpointFolder(tmp_path / "checkpoints", CheckpointConfig(every=10, keep_last=2))
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Every file that grows beyond ``size`` bytes fails to be written, as on a full disk (the system's own error)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    earlier = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, earlier)
 
 
 def test_what_is_saved_comes_back(folder: CheckpointFolder) -> None:
@@ -187,7 +172,9 @@ def test_what_a_killed_save_left_goes_with_the_next_save(
     assert [path.name for path in folder.folder.iterdir()] == ["step_0000020"]
 
 
-def test_a_full_disk_is_said_and_costs_nothing(folder: CheckpointFolder) -> None:
+def test_a_full_disk_is_said_and_costs_nothing(
+    folder: CheckpointFolder, files_of_at_most: Callable[[int], AbstractContextManager[None]]
+) -> None:
     good = save(folder, 10)
     state = {"weight": torch.zeros(10_000)}
     with files_of_at_most(4096), pytest.raises(CheckpointError, match=r"could not save step 20 .*File too large"):
