@@ -1,6 +1,7 @@
 """Where a run's numbers go: metrics.jsonl always, the terminal, and TensorBoard or wandb when asked for."""
 
 import errno
+import hashlib
 import json
 import logging
 import math
@@ -129,7 +130,15 @@ class WandbTracker:
             import wandb
         except ImportError as error:
             raise MissingTracker(f"log.wandb_project={project} needs wandb: pip install 'franca[wandb]'") from error
-        self.run = wandb.init(project=project, id=folder.name, dir=str(folder), config=config, resume="allow")
+        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]  # two runs may end in the same name
+        self.run = wandb.init(
+            project=project,
+            id=f"{folder.name}-{place}",
+            name=folder.name,
+            dir=str(folder),
+            config=config,
+            resume="allow",
+        )
 
     def write(self, line: dict[str, Any]) -> None:
         """Send every number at the line's step."""

@@ -137,7 +137,8 @@ class Trainer:
 
     def _after_step(self, targets: Targets, report: LossReport, stopping: bool) -> str:
         """Whatever is due after a step; returns why the run must go back to a good state, or ""."""
-        ending = stopping or self.state.step == self.config.steps
+        last = self.state.step == self.config.steps
+        ending = stopping or last
         saving = ending or self._due(self.config.checkpoint.every)
         if self._due(self.config.log.every) or saving:
             trouble = self._trouble(saving)
@@ -147,7 +148,7 @@ class Trainer:
             self._write_line()
         if self._due(self.config.monitor.every):
             self._observe(targets, report)
-        if self._due(self.config.evaluation.every) or self.state.step == self.config.steps:
+        if self._due(self.config.evaluation.every) or (last and self.config.evaluation.every > 0):
             self._evaluate()
         if saving:
             self._save(required=ending)

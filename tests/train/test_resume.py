@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from franca.hub.checkpoint import CheckpointError
+from franca.train.__main__ import main
 from franca.train.checkpoint import CheckpointFolder
 from franca.train.config import TrainConfig
 from franca.train.stopping import Interrupted
@@ -206,6 +207,21 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(
     expected_lines, expected = outcome("whole", *FULL)
     assert lines_of(trainer.output) == expected_lines
     assert differing(tensors_of(trainer), expected) == []
+
+
+def test_a_disk_that_is_full_at_the_start_is_an_error_and_the_same_command_goes_on(
+    tiny_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    files_of_at_most: Callable[[int], AbstractContextManager[None]],
+) -> None:
+    command = ["--config", str(tiny_file), f"output={tmp_path / 'run'}", "steps=2"]
+    for limit, file in ((100, "config.yaml"), (30_000, "step_0000000")):
+        with files_of_at_most(limit):
+            assert main(command) == 2
+        said = capsys.readouterr().err
+        assert re.fullmatch(rf"error: .*{file}.*File too large.*\n", said)
+    assert main(command) == 0
 
 
 @pytest.mark.parametrize("failing", [0, 3])

@@ -1,0 +1,183 @@
+"""Where the numbers go."""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from franca.train import logger
+from franca.train.config import TrainConfig
+from franca.train.logger import LogConfig, MetricsFile, MissingTracker, RunLogger, read_metrics
+from franca.train.trainer import Trainer
+
+LINE = {"step": 10, "loss": 1.25, "images_per_second": 31.9, "data_wait": 0.257}
+
+
+def test_metrics_are_json_lines_that_come_back(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", resumed_at=0)
+    for line in (LINE, {"step": 20, "verdict": "healthy", "loss": 0.1 + 0.2}):
+        metrics.write(line)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text.endswith("\n")
+    assert [json.loads(line) for line in text.splitlines()] == read_metrics(tmp_path / "metrics.jsonl")
+    assert read_metrics(tmp_path / "metrics.jsonl")[1]["loss"] == 0.1 + 0.2
+    assert read_metrics(tmp_path / "nothing.jsonl") == []
+
+
+def test_a_resumed_file_drops_later_lines_and_a_last_line_that_was_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 2, "loss": 3.5}\n{"step": 2, "knn": 7}\n{"step": 3}\n{"step": 4, "lo')
+    metrics = MetricsFile(file, resumed_at=2)
+    metrics.write({"step": 3, "new": True})
+    assert (
+        file.read_text() == '{"step": 1}\n{"step": 2, "loss": 3.5}\n{"step": 2, "knn": 7}\n{"step": 3, "new": true}\n'
+    )
+
+
+def test_numbers_that_json_does_not_know_become_null(tmp_path: Path) -> None:
+    MetricsFile(tmp_path / "m", 0).write({"step": 1, "a": float("nan"), "b": float("-inf"), "c": 1.0})
+    assert (tmp_path / "m").read_text() == '{"step": 1, "a": null, "b": null, "c": 1.0}\n'
+
+
+def test_lines_wait_while_the_disk_is_full(
+    tmp_path: Path, files_of_at_most: Callable[[int], AbstractContextManager[None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = MetricsFile(tmp_path / "m", 0)
+    metrics.write({"step": 1})
+    with files_of_at_most(20):
+        metrics.write({"step": 2})
+        metrics.write({"step": 3})
+        assert (tmp_path / "m").read_text() == '{"step": 1}\n', "half a line would spoil the next one"
+        with pytest.raises(OSError, match=r"File too large|No space"):
+            metrics.flush()
+    metrics.write({"step": 4})
+    assert [line["step"] for line in read_metrics(tmp_path / "m")] == [1, 2, 3, 4]
+
+
+def test_what_waits_is_written_by_a_flush_or_dropped_with_its_steps(
+    tmp_path: Path, files_of_at_most: Callable[[int], AbstractContextManager[None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = MetricsFile(tmp_path / "m", 0)
+    with files_of_at_most(0):
+        metrics.write({"step": 1})
+    metrics.flush()
+    with files_of_at_most(0):
+        metrics.write({"step": 2})
+    metrics.drop_after(1)
+    metrics.write({"step": 2, "again": 1})
+    assert read_metrics(tmp_path / "m") == [{"step": 1}, {"step": 2, "again": 1}]
+
+
+def quiet_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> tuple[RunLogger, StringIO]:
+    screen = StringIO()
+    monkeypatch.setattr(
+        logger, "Console", lambda **options: Console(file=screen, force_terminal=terminal, width=120, **options)
+    )
+    return RunLogger(tmp_path, LogConfig(), steps=50, resumed_at=0, described={}), screen
+
+
+def test_without_a_terminal_progress_is_plain_lines_every_ten_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(logger.time, "monotonic", lambda: clock[0])
+    log, screen = quiet_logger(tmp_path, monkeypatch, terminal=False)
+    with log:
+        for step, now in ((10, 100.0), (20, 105.0), (30, 111.0)):
+            clock[0] = now
+            log.advance(step)
+            log.show(LINE | {"step": step})
+        log.say("saved [not markup] " + "x" * 200)
+        log.show({"step": 40, "images_per_second": 31.9, "data_wait": 0.257})
+    lines = screen.getvalue().splitlines()
+    assert lines[:2] == [f"step {step}  loss 1.250  32 images/s  26% of the time waiting for data" for step in (10, 30)]
+    assert lines[2] == "saved [not markup] " + "x" * 200, "messages are neither wrapped nor read as markup"
+    assert "\x1b" not in screen.getvalue()
+
+
+def test_a_step_without_a_finite_loss_is_shown_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, screen = quiet_logger(tmp_path, monkeypatch, terminal=False)
+    log.show({"step": 40, "images_per_second": 31.9, "data_wait": 0.257})
+    assert "step 40  no finite loss  32 images/s" in screen.getvalue()
+
+
+def test_a_terminal_shows_a_bar_with_loss_speed_waiting_and_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, screen = quiet_logger(tmp_path, monkeypatch, terminal=True)
+    with log:
+        log.advance(10)
+        log.show(LINE)
+        log.progress.refresh()
+    for words in ("step 10/50", "loss 1.250", "32 images/s", "26% of the time waiting for data", "left"):
+        assert words in screen.getvalue()
+
+
+def test_tensorboard_gets_every_number(train: Callable[..., Trainer], tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train("steps=3", "log.tensorboard=true")
+    train("steps=3", "log.tensorboard=true")
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([line["loss"] for line in lines])
+    numbers = {name for line in lines for name in line if name != "step"}
+    assert numbers <= set(events.Tags()["scalars"])
+    assert "effective_rank" in events.Tags()["scalars"]
+    assert "verdict" not in events.Tags()["scalars"]
+
+
+@pytest.mark.parametrize(
+    ("package", "options", "extra"),
+    [
+        ("wandb", LogConfig(wandb_project="mine"), r"log\.wandb_project=mine needs wandb: .*franca\[wandb\]"),
+        (
+            "torch.utils.tensorboard",
+            LogConfig(tensorboard=True),
+            r"log\.tensorboard=true needs .*franca\[tensorboard\]",
+        ),
+    ],
+)
+def test_a_missing_tracker_is_named_with_its_extra(
+    package: str, options: LogConfig, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingTracker, match=extra):
+        RunLogger(tmp_path, options, steps=1, resumed_at=0, described={})
+
+
+def test_wandb_gets_every_number_and_the_configuration(
+    tiny: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in that remembers: wandb itself wants the network."""
+    calls: list[tuple[str, object]] = []
+
+    class Run:
+        def log(self, numbers: dict[str, float], step: int) -> None:
+            calls.append(("log", (step, numbers)))
+
+        def finish(self) -> None:
+            calls.append(("finish", None))
+
+    wandb = type(sys)("wandb")
+    wandb.init = lambda **options: (calls.append(("init", options)), Run())[1]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    Trainer(tiny("steps=2", "log.wandb_project=mine", "monitor.every=0")).run()
+    (first, options), *logged, (last, _) = calls
+    assert (first, last) == ("init", "finish")
+    assert isinstance(options, dict)
+    assert (options["project"], options["name"], options["resume"]) == ("mine", "run", "allow")
+    assert options["config"]["optimizer.lr"] == 1e-3
+    steps = [step for _, (step, numbers) in logged if "loss" in numbers]  # type: ignore[misc]
+    assert steps == [1, 2]
+    Trainer(tiny("steps=2", "log.wandb_project=mine", "monitor.every=0")).run()
+    Trainer(tiny("steps=2", "log.wandb_project=mine", f"output={tmp_path / 'other' / 'run'}")).run()
+    first, again, other = (options["id"] for name, options in calls if name == "init")  # type: ignore[index]
+    assert first == again, "the same run goes on"
+    assert first != other, "another folder of the same name is another run"
