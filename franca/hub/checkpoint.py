@@ -101,9 +101,13 @@ def describe(path: str | Path) -> dict[str, Any]:
 def load_model(checkpoint: str | Path) -> VisionTransformer:
     """The backbone of a teacher file, in eval mode on the CPU, with the architecture the file describes.
 
+    It takes images (B, C, H, W) normalised with the ``mean`` and ``std`` of :func:`describe`, as in training; README.md
+    shows the way from an image file to its features.
+
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: unreadable, without a description, damaged, or tensors that don't fit the description.
+        CheckpointError: unreadable, of a later format, without a description, damaged, or tensors that don't fit the
+            description.
     """
     content = _read(checkpoint)
     teacher, description = content["teacher"], content["description"]
@@ -111,7 +115,7 @@ def load_model(checkpoint: str | Path) -> VisionTransformer:
         raise CheckpointError(f"{checkpoint} is damaged: its tensors don't have the hash written in its description")
     try:
         model = VisionTransformer(**description["backbone"])
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{checkpoint} describes a backbone this version can't build: {error}") from error
     backbone = {name.removeprefix("backbone."): t for name, t in teacher.items() if name.startswith("backbone.")}
     load_weights(model, backbone, origin=str(checkpoint))
@@ -166,7 +170,18 @@ def _read(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"teacher", "description"} <= content.keys():
         found = f"entries {sorted(map(str, content))[:8]}" if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path} doesn't describe itself (found {found}); expected {LAYOUT}")
+    _check_description(path, content["description"])
     return content
+
+
+def _check_description(path: Path, description: Any) -> None:
+    if not isinstance(description, dict) or "backbone" not in description:
+        raise CheckpointError(f"{path} doesn't describe itself (description: {description!r}); expected {LAYOUT}")
+    if description.get("format", FORMAT) > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {description['format']}, written by franca {description.get('franca')}; this version "
+            f"({__version__}) reads format {FORMAT}: upgrade it"
+        )
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -148,7 +148,13 @@ def test_file_without_description_says_what_is_expected(parity_dir) -> None:
         load_model(parity_dir / "tiny_checkpoint.pth")
 
 
-@pytest.mark.parametrize("content", [torch.ones(3), {"state_dict": {}}, {"teacher": {}}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(torch.ones(3), {"state_dict": {}}, {"teacher": {}}),
+        *({"teacher": {}, "description": {}}, {"teacher": {}, "description": "a model"}),
+    ],
+)
 def test_other_content_says_what_is_expected(tmp_path, content) -> None:
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"doesn't describe itself.*expected a teacher file"):
@@ -179,8 +185,19 @@ def test_other_shape_is_shown_and_nothing_is_copied(model) -> None:
     assert hash_tensors(model.state_dict()) == before
 
 
-def test_unknown_backbone_argument(model, tmp_path) -> None:
-    config = {**model.config, "window_size": 7}
+@pytest.mark.parametrize(("argument", "value"), [("window_size", 7), ("ffn", "mixture"), ("num_heads", 5)])
+def test_a_backbone_that_cant_be_built(model, tmp_path, argument, value) -> None:
+    config = {**model.config, argument: value}
     save_teacher(tmp_path / "t.pth", teacher_state(model), {"arch": "custom", "backbone": config})
-    with pytest.raises(CheckpointError, match="window_size"):
+    with pytest.raises(
+        CheckpointError, match=rf"t\.pth describes a backbone .*{value if argument == 'ffn' else argument}"
+    ):
         load_model(tmp_path / "t.pth")
+
+
+def test_a_later_format_asks_for_a_later_franca(saved) -> None:
+    content = torch.load(saved, weights_only=True)
+    content["description"] |= {"format": checkpoint.FORMAT + 1, "franca": "9.9"}
+    torch.save(content, saved)
+    with pytest.raises(CheckpointError, match=r"teacher\.pth has format 2, written by franca 9\.9.*upgrade"):
+        describe(saved)
