@@ -189,9 +189,7 @@ def test_other_shape_is_shown_and_nothing_is_copied(model) -> None:
 def test_a_backbone_that_cant_be_built(model, tmp_path, argument, value) -> None:
     config = {**model.config, argument: value}
     save_teacher(tmp_path / "t.pth", teacher_state(model), {"arch": "custom", "backbone": config})
-    with pytest.raises(
-        CheckpointError, match=rf"t\.pth describes a backbone .*\b{argument}"
-    ):
+    with pytest.raises(CheckpointError, match=rf"t\.pth describes a backbone .*\b{argument}"):
         load_model(tmp_path / "t.pth")
 
 
