@@ -1,6 +1,6 @@
 """Features of a frozen model, one row per image, in the order of the source."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ THUMBNAIL_SIDE = 8  # pixels
 
 @dataclass(frozen=True)
 class Features:
-    """Rows belong together: row i of every tensor is one view of one image. fp32, on the CPU."""
+    """Rows belong together: row i of every tensor is one image. fp32, on the CPU."""
 
     cls: Tensor  # (N, D) class token after the last norm
     mean_patch: Tensor  # (N, D) mean over the patch tokens after the last norm
@@ -32,7 +32,6 @@ def extract_features(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     autocast: torch.dtype | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> Features:
     """Features of every readable image.
 
@@ -42,7 +41,6 @@ def extract_features(
         images: what to look at. Unreadable ones are left out of all tensors and listed in ``images.skipped``.
         mean, std: of the pixel values in [0, 1], per channel; those of the training.
         autocast: compute in this type, for example torch.bfloat16; None: in the type of the parameters.
-        progress: called after each batch with the number of rows done.
 
     Neither batch size nor worker count changes a row, beyond rounding; no random state is used.
     """
@@ -53,8 +51,6 @@ def extract_features(
             out = model.forward_features(normalise(batch.pixels.to(device), mean, std))  # type: ignore[operator]
             mean_patch = out["x_norm_patchtokens"].float().mean(dim=1)
             parts.append((out["x_norm_clstoken"].float().cpu(), mean_patch.cpu(), batch.index))
-            if progress is not None:
-                progress(sum(len(index) for _, _, index in parts))
     cls, mean_patch, index = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     labels = images.labels
     return Features(cls, mean_patch, index, None if labels is None else labels[index])

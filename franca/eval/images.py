@@ -1,6 +1,6 @@
-"""Images as evaluation sees them: fixed views in a fixed order, nothing random, unreadable files left out."""
+"""Images as evaluation sees them: the same pixels in the same order each time, unreadable files left out."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -41,20 +41,19 @@ def resize_square(image: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Some views of some images, in the order of the source."""
+    """Some images, in the order of the source."""
 
     pixels: Tensor  # (B, C, S, S) uint8
     index: Tensor  # (B,) int64: number of the image in its source
-    view: Tensor  # (B,) int64: number of the view
 
 
 class EvalImages:
-    """All readable images of a source at one size, once per view, always in the same order.
+    """All readable images of a source at one size, always in the same order.
 
     Args:
         source: images with numbers from 0.
         size: side in pixels after resizing.
-        views: regions of each image; each becomes a row of its own.
+        view: the region of each image that is looked at.
         workers: processes that decode; 0 decodes in this one. They change no result.
         cache_bytes: keep the resized images in memory when all of them fit, so that a second pass decodes nothing.
     """
@@ -63,13 +62,13 @@ class EvalImages:
         self,
         source: Source,
         size: int,
-        views: Sequence[View] = (whole,),
+        view: View = whole,
         workers: int = 0,
         cache_bytes: int = 1 << 30,
     ) -> None:
-        if size < 1 or not views or not len(source):
-            raise ValueError(f"{len(source)} images, {len(views)} views, size={size}: each must be above 0")
-        self.source, self.size, self.views, self.workers = source, size, tuple(views), workers
+        if size < 1 or not len(source):
+            raise ValueError(f"{len(source)} images, size={size}: both must be above 0")
+        self.source, self.size, self.view, self.workers = source, size, view, workers
         self.cache_bytes = cache_bytes
         self.skipped: dict[int, str] = {}  # number of an unreadable image -> "name: reason"
         self._cache: ImageBatch | None = None
@@ -80,7 +79,7 @@ class EvalImages:
         return None if self.source.labels is None else torch.tensor(self.source.labels)
 
     def batches(self, batch_size: int = 64) -> Iterator[ImageBatch]:
-        """Every readable image once per view; the views of an image follow one another.
+        """Every readable image once.
 
         Raises:
             ValueError: no image is readable.
@@ -88,7 +87,7 @@ class EvalImages:
         for batch in self._ready():
             for start in range(0, len(batch.index), batch_size):
                 part = slice(start, start + batch_size)
-                yield ImageBatch(batch.pixels[part], batch.index[part], batch.view[part])
+                yield ImageBatch(batch.pixels[part], batch.index[part])
 
     def _ready(self) -> Iterable[ImageBatch]:
         """From memory when everything is there or fits there, else decoded on the way."""
@@ -99,14 +98,14 @@ class EvalImages:
         if first is None:
             first_reason = next(iter(self.skipped.values()))
             raise ValueError(f"none of {len(self.source)} images can be read, the first: {first_reason}")
-        if first.pixels[0].numel() * len(self.views) * len(self.source) > self.cache_bytes:
+        if first.pixels[0].numel() * len(self.source) > self.cache_bytes:
             return chain([first], decoded)
         self._cache = _join([first, *decoded])
         return [self._cache]
 
     def _decoded(self) -> Iterator[ImageBatch]:
         loader = DataLoader(
-            _Views(self.source, self.size, self.views),
+            _Resized(self.source, self.size, self.view),
             batch_size=DECODED_AT_ONCE,
             num_workers=self.workers,
             collate_fn=list,
@@ -116,19 +115,15 @@ class EvalImages:
             self.skipped |= {index: result for index, result in group if isinstance(result, str)}
             readable = [(index, result) for index, result in group if isinstance(result, Tensor)]
             if readable:
-                yield self._batch(readable)
-
-    def _batch(self, readable: list[tuple[int, Tensor]]) -> ImageBatch:
-        index = torch.tensor([index for index, _ in readable]).repeat_interleave(len(self.views))
-        view = torch.arange(len(self.views)).repeat(len(readable))
-        return ImageBatch(torch.cat([pixels for _, pixels in readable]), index, view)
+                index = torch.tensor([index for index, _ in readable])
+                yield ImageBatch(torch.stack([pixels for _, pixels in readable]), index)
 
 
-class _Views(Dataset[tuple[int, Tensor | str]]):
-    """Image number -> its views (V, C, S, S), or in words why it can't be read."""
+class _Resized(Dataset[tuple[int, Tensor | str]]):
+    """Image number -> its number and (C, S, S), or in words why it can't be read."""
 
-    def __init__(self, source: Source, size: int, views: Sequence[View]) -> None:
-        self.source, self.size, self.views = source, size, views
+    def __init__(self, source: Source, size: int, view: View) -> None:
+        self.source, self.size, self.view = source, size, view
 
     def __len__(self) -> int:
         return len(self.source)
@@ -138,17 +133,16 @@ class _Views(Dataset[tuple[int, Tensor | str]]):
             image = self.source.load(index)
         except UnreadableImage as error:
             return index, str(error)
-        return index, torch.stack([resize_square(view(image), self.size) for view in self.views])
+        return index, resize_square(self.view(image), self.size)
 
 
 def _join(batches: list[ImageBatch]) -> ImageBatch:
     """One batch of all rows. The list is emptied on the way, so that the pixels never lie in memory twice."""
     index = torch.cat([batch.index for batch in batches])
-    view = torch.cat([batch.view for batch in batches])
     pixels = torch.empty(len(index), *batches[0].pixels.shape[1:], dtype=torch.uint8)
     row = 0
     while batches:
         part = batches.pop(0).pixels
         pixels[row : row + len(part)] = part
         row += len(part)
-    return ImageBatch(pixels, index, view)
+    return ImageBatch(pixels, index)

@@ -16,14 +16,12 @@ from franca.eval.protocols.knn import knn_accuracy
 class OnlineKNN:
     """Scores a model by k-NN of labelled test images among labelled training images.
 
-    Called with a model, it returns percentages: ``knn_cls@20`` (class token), ``knn_patch@20`` (mean patch), and for
-    the first d/8 features ``knn_cls_d8@20`` and so on.
+    Called with a model, it returns percentages: ``knn_cls@20`` (class token) and ``knn_patch@20`` (mean patch).
 
     Args:
         train_source, test_source: labelled sources with the same classes.
         size: side of the images in pixels, a multiple of the model's patch.
         ks: numbers of neighbours.
-        divisors: also score the first d / divisor features; 1 is the whole feature.
         batch_size, device, mean, std, autocast: as `extract_features`.
         workers: processes that decode the images, the first time.
         max_images: at most so many of each set, evenly spaced over it; 0: all.
@@ -39,7 +37,6 @@ class OnlineKNN:
         test_source: Source,
         size: int,
         ks: Sequence[int] = (20,),
-        divisors: Sequence[int] = (1,),
         batch_size: int = 128,
         device: str | torch.device = "cpu",
         mean: Sequence[float] = IMAGENET_MEAN,
@@ -54,8 +51,7 @@ class OnlineKNN:
         _check(train_source, test_source, ks)
         self.train_images = EvalImages(train_source, size, workers=workers, cache_bytes=cache_bytes // 2)
         self.test_images = EvalImages(test_source, size, workers=workers, cache_bytes=cache_bytes // 2)
-        self.ks, self.divisors = tuple(ks), tuple(divisors)
-        self.batch_size, self.device, self.autocast = batch_size, device, autocast
+        self.ks, self.batch_size, self.device, self.autocast = tuple(ks), batch_size, device, autocast
         self.mean, self.std = tuple(mean), tuple(std)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
@@ -65,11 +61,8 @@ class OnlineKNN:
         assert test.labels is not None
         scores: dict[str, float] = {}
         for name, memory, queries in (("cls", train.cls, test.cls), ("patch", train.mean_patch, test.mean_patch)):
-            for divisor in self.divisors:
-                width = memory.shape[1] // divisor
-                found = knn_accuracy(memory[:, :width], train.labels, queries[:, :width], test.labels, self.ks)
-                prefix = f"knn_{name}" if divisor == 1 else f"knn_{name}_d{divisor}"
-                scores |= {f"{prefix}@{k}": score for k, score in found.items()}
+            found = knn_accuracy(memory, train.labels, queries, test.labels, self.ks)
+            scores |= {f"knn_{name}@{k}": score for k, score in found.items()}
         return scores
 
     def _features(self, model: nn.Module, images: EvalImages) -> Features:

@@ -80,8 +80,8 @@ def _classes(source: Source, size: int, limit: int) -> Task:
 
 def _halves(source: Source, size: int) -> Task:
     return Task(
-        EvalImages(source, size, (first_half,)),
-        EvalImages(source, size, (second_half,)),
+        EvalImages(source, size, first_half),
+        EvalImages(source, size, second_half),
         classes=len(source),
         k=1,
         goal="other half of the image found",

@@ -65,12 +65,6 @@ def test_mode_is_restored_after_an_error(model) -> None:
     assert model.blocks[1].training
 
 
-def test_progress_counts_rows(make_source, model) -> None:
-    done: list[int] = []
-    extract_features(model, EvalImages(make_source(10), 28), batch_size=4, progress=done.append)
-    assert done == [4, 8, 10]
-
-
 def test_normalise_is_torchvisions() -> None:
     pixels = torch.randint(256, (2, 3, 5, 4), dtype=torch.uint8)
     expected = F.normalize(F.to_dtype(pixels, torch.float32, scale=True), MEAN, STD)

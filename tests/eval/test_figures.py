@@ -141,7 +141,7 @@ class TestCurves:
     LINES = (
         {"step": 10, "loss": 3.0, "lr": 0.1, "effective_rank": 4.0, "prototypes_used/0": 5.0, "verdict": "healthy"},
         {"step": 20, "loss": math.nan, "knn_cls@20": 30.0},
-        {"step": 30, "loss": 1, "skipped": None, "knn_cls@20": 40.0, "knn_patch@20": 41.0, "knn_cls_d2@20": 39.0},
+        {"step": 30, "loss": 1, "skipped": None, "knn_cls@20": 40.0, "knn_patch@20": 41.0},
     )
 
     def test_series_keeps_what_is_there_and_finite(self) -> None:

@@ -114,7 +114,7 @@ def health_figure(path: Path, lines: Lines) -> bool:
 
 def score_figure(path: Path, lines: Lines) -> bool:
     """k-NN accuracy during training over steps; False, and no file, if fewer than two evaluations were logged."""
-    keys = sorted({key for line in lines for key in line if key.startswith("knn_") and "_d" not in key})
+    keys = sorted({key for line in lines for key in line if key.startswith("knn_")})
     if not keys or len(series(lines, keys[0])[0]) < 2:
         return False
     with figure(path, 7.6, 3.6) as drawn:

@@ -54,9 +54,9 @@ def knn_by_width(
     }
 
 
-def slice_widths(dim: int, divisors: Sequence[int] = DIVISORS) -> list[int]:
+def slice_widths(dim: int) -> list[int]:
     """Widths of the nested slices, widest first: those of d, d/2 … d/64 that are whole features."""
-    return [dim // divisor for divisor in divisors if dim >= divisor]
+    return [dim // divisor for divisor in DIVISORS if dim >= divisor]
 
 
 def _check(
