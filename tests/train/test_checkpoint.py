@@ -114,6 +114,13 @@ def test_damaged_states_never_push_good_ones_out(folder: CheckpointFolder) -> No
     assert folder.latest() == folder.folder / "step_0000030"
 
 
+def test_a_damaged_state_that_was_overtaken_counts_for_nothing_and_goes(folder: CheckpointFolder) -> None:
+    save(folder, 10)
+    damage_state(save(folder, 20))
+    save(folder, 25)  # resumed from 10, with another checkpoint.every
+    assert steps_in(folder) == [10, 25]
+
+
 def test_other_files_in_the_folder_are_left_alone(folder: CheckpointFolder) -> None:
     save(folder, 10)
     for name in ("step_0000010_backup", "step_notes.txt", "best"):

@@ -18,6 +18,7 @@ from franca.hub.checkpoint import CheckpointError
 from franca.train.__main__ import main
 from franca.train.checkpoint import CheckpointFolder
 from franca.train.config import TrainConfig
+from franca.train.logger import MetricsFile
 from franca.train.stopping import Interrupted
 from franca.train.trainer import Trainer
 
@@ -207,6 +208,38 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(
     expected_lines, expected = outcome("whole", *FULL)
     assert lines_of(trainer.output) == expected_lines
     assert differing(tensors_of(trainer), expected) == []
+
+
+def test_no_state_is_saved_whose_lines_are_not(
+    tiny: Callable[..., TrainConfig],
+    outcome: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Lines wait in memory from step 2 on, then the process dies: the run must go on from before them."""
+    options = ("steps=7", "checkpoint.every=3")
+    trainer = Trainer(tiny(*options))
+    append, step = MetricsFile._append, trainer.step
+
+    def append_at_first(self: MetricsFile) -> None:
+        if trainer.state.step >= 2:
+            raise OSError(28, "No space left on device")
+        append(self)
+
+    def die_at_last(batches: Any) -> Any:
+        if trainer.state.step == 5:
+            raise KeyboardInterrupt
+        return step(batches)
+
+    trainer.step = die_at_last  # type: ignore[method-assign]
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsFile, "_append", append_at_first)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    assert "No space left on device. Training goes on" in capsys.readouterr().out
+    assert trainer.checkpoints.latest() == trainer.output / "checkpoints" / "step_0000000"
+    lines, _ = outcome("run", *options)
+    assert lines == outcome("whole", *options)[0]
 
 
 def test_a_disk_that_is_full_at_the_start_is_an_error_and_the_same_command_goes_on(
