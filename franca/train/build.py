@@ -14,7 +14,7 @@ from franca.data.sources import Source
 from franca.models import BACKBONES, MatryoshkaHead, VisionTransformer
 from franca.objective import Encoder, StudentTeacher
 from franca.train.config import ConfigError, TrainConfig, dump_config, load_config
-from franca.train.files import replace_text
+from franca.train.files import held, replace_text
 
 # Keys, and groups of keys, that may differ when a run is continued: they don't change what is learned.
 OPERATIONAL = (
@@ -141,6 +141,20 @@ def claim_run_folder(config: TrainConfig) -> Path:
     except OSError as error:
         raise ConfigError(f"output={config.output!r} can't be written: {error}") from None
     return output
+
+
+@contextmanager
+def sole_owner(config: TrainConfig, output: Path) -> Iterator[None]:
+    """Hold the output folder against a second process. Raises ConfigError when another one is training there."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(output))
+        except BlockingIOError:
+            raise ConfigError(
+                f"output={config.output!r} is in use: another process is training there; wait until it has ended, or "
+                "choose another folder"
+            ) from None
+        yield
 
 
 def _require_same_run(config: TrainConfig, recorded: Path) -> None:

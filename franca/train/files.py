@@ -1,7 +1,10 @@
-"""Files that are whole or absent, whatever moment a process dies at."""
+"""Files that are whole or absent, whatever moment a process dies at, and folders that one process writes to."""
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,3 +38,20 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone; the system lets go of it however the process ends.
+
+    Raises BlockingIOError when another process holds it. Where the file system has no locks nothing is held.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            # Not flock: worker processes would inherit that, and hold it for some seconds after a kill.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise BlockingIOError(f"another process holds {folder}") from error
+        except OSError:
+            pass
+        yield

@@ -21,6 +21,7 @@ from franca.train.build import (
     compute_in,
     describe_teacher,
     flatten,
+    sole_owner,
 )
 from franca.train.checkpoint import CheckpointFolder
 from franca.train.config import TrainConfig
@@ -77,18 +78,18 @@ class Trainer:
             CheckpointError: the first or last state of the run can't be saved, or a saved one doesn't fit.
         """
         config = self.config
-        newest = self.checkpoints.latest()
-        if newest is not None:
-            self._restore(newest)
-            publish(newest / "teacher.pth", self.output / "teacher.pth")  # a kill may have come before the last one
-        with self.stop, RunLogger(self.output, config.log, config.steps, self.state.step, flatten(config)) as log:
-            self.log = log
-            self.monitor = self._recall_monitor()
-            self._announce(newest)
-            if newest is None:
-                self._save(required=True)
-            self._loop()
-            log.say(f"done: {config.steps} steps; teacher in {self.output / 'teacher.pth'}")
+        with sole_owner(config, self.output), self.stop:
+            newest = self.checkpoints.latest()
+            if newest is not None:
+                self._restore(newest)
+                publish(newest / "teacher.pth", self.output / "teacher.pth")  # a kill may have held it back
+            with RunLogger(self.output, config.log, config.steps, self.state.step, flatten(config)) as self.log:
+                self.monitor = self._recall_monitor()
+                self._announce(newest)
+                if newest is None:
+                    self._save(required=True)
+                self._loop()
+                self.log.say(f"done: {config.steps} steps; teacher in {self.output / 'teacher.pth'}")
 
     def _loop(self) -> None:
         batches = self.loader.batches(self.state.batch)

@@ -1,13 +1,17 @@
 """The output folder belongs to one run."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from franca.hub import checkpoint as hub_checkpoint
+from franca.train import files
 from franca.train.build import OPERATIONAL, claim_run_folder, flatten
 from franca.train.config import ConfigError, TrainConfig, load_config
+from franca.train.trainer import Trainer
 
 
 def test_the_folder_of_another_run_is_refused_by_the_differing_keys(tiny: Callable[..., TrainConfig]) -> None:
@@ -77,6 +81,33 @@ def test_a_kill_while_the_configuration_is_written_spoils_nothing(
                 claim_run_folder(config)
         output = claim_run_folder(config)
         assert flatten(load_config(output / "config.yaml")) == flatten(config)
+
+
+def test_a_second_process_in_the_same_folder_is_refused_until_the_first_is_gone(
+    tiny: Callable[..., TrainConfig],
+) -> None:
+    trainer = Trainer(tiny("steps=2"))
+    program = "import sys, fcntl; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held'); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program, trainer.output / ".lock"], **pipes) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match=r"run' is in use: another process is training there"):
+            trainer.run()
+        assert trainer.checkpoints.latest() is None
+        other.kill()
+    trainer.run()
+    assert trainer.state.step == 2
+
+
+def test_where_there_are_no_locks_nothing_is_held(
+    train: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "lockf", refuse)
+    assert train("steps=2").state.step == 2
 
 
 @pytest.mark.parametrize("place", ["/proc/franca", "{tmp}/file", "{tmp}/file/below"])
