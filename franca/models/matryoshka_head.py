@@ -38,7 +38,8 @@ class MatryoshkaHead(nn.Module):
 
     Args:
         in_dim: width d of the feature.
-        prototypes: the widest level's count, scaled by the levels' widths; or a list with one count per level.
+        prototypes: the widest level's count, scaled by the levels' widths and rounded down, as the released heads do;
+            or a list with one count per level.
         nesting: widths of the levels as fractions of d, growing; each must give a whole number of features.
         hidden_dim: hidden width of the MLPs.
         bottleneck_dim: width that the prototypes see.
@@ -47,7 +48,7 @@ class MatryoshkaHead(nn.Module):
             the released Franca weights: a GELU after the last linear (if layers > 1), no normalisation.
 
     Raises:
-        ValueError: for an argument outside the ranges above.
+        ValueError: for an argument outside the ranges above, or features of another width than `in_dim`.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class MatryoshkaHead(nn.Module):
         for name, value in (("hidden_dim", hidden_dim), ("bottleneck_dim", bottleneck_dim), ("layers", layers)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be a whole number above 0")
+        self.in_dim = in_dim
         self.widths = level_widths(in_dim, nesting)
         self.prototypes = level_prototypes(prototypes, self.widths)
         self.normalize_bottleneck = normalize_bottleneck
@@ -93,11 +95,16 @@ class MatryoshkaHead(nn.Module):
                 module.reset_parameters()
 
     def forward(self, features: Tensor) -> list[Tensor]:
+        if features.shape[-1] != self.in_dim:  # slices of a wider feature would fit without a word
+            raise ValueError(f"features of shape {tuple(features.shape)}; this head reads (N, in_dim={self.in_dim})")
         levels = zip(self.widths, self.matryoshka_projections, self.mlps, self.last_layers, strict=True)
         return [last(self._bottleneck(mlp(project(features[..., :width])))) for width, project, mlp, last in levels]
 
     def _bottleneck(self, rows: Tensor) -> Tensor:
-        return F.normalize(rows.float(), dim=-1, eps=1e-6) if self.normalize_bottleneck else rows
+        if not self.normalize_bottleneck:
+            return rows
+        precise = rows.to(torch.promote_types(rows.dtype, torch.float32))  # bf16 would round the length
+        return F.normalize(precise, dim=-1, eps=1e-6).to(rows.dtype)
 
 
 def level_widths(in_dim: int, nesting: Sequence[float]) -> list[int]:
@@ -117,18 +124,13 @@ def level_widths(in_dim: int, nesting: Sequence[float]) -> list[int]:
 
 
 def level_prototypes(prototypes: int | Sequence[int], widths: Sequence[int]) -> list[int]:
-    """Prototypes of each level: a list as given, or the widest level's count scaled by the widths."""
-    if not isinstance(prototypes, int):
+    """Prototypes of each level: a list as given, or the widest level's count scaled by the widths, rounded down."""
+    if isinstance(prototypes, int):
+        counts = [prototypes * width // widths[-1] for width in widths]
+    else:
         counts = [int(count) for count in prototypes]
         if len(counts) != len(widths):
             raise ValueError(f"prototypes={counts} holds {len(counts)} counts for {len(widths)} levels of nesting")
-    else:
-        if any(prototypes * width % widths[-1] for width in widths):
-            raise ValueError(
-                f"prototypes={prototypes} scaled to widths {list(widths)} gives no whole numbers; choose a multiple of "
-                f"{widths[-1] // widths[0]} or list one count per level"
-            )
-        counts = [prototypes * width // widths[-1] for width in widths]
     if min(counts) < 1:
         raise ValueError(f"prototypes per level {counts}: every level needs at least one")
     return counts

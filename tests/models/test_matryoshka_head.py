@@ -135,6 +135,24 @@ def test_prototypes_by_number_and_by_list() -> None:
     assert small_head(prototypes=64).prototypes == [4, 8, 16, 32, 64]
     assert small_head(prototypes=[7, 7, 9, 9, 50]).prototypes == [7, 7, 9, 9, 50]
     assert small_head(prototypes=64, nesting=(1,)).prototypes == [64]
+    assert small_head(prototypes=40).prototypes == [2, 5, 10, 20, 40]  # rounded down, as the released heads
+    assert small_head(prototypes=40, nesting=(1 / 4, 1 / 2)).prototypes == [20, 40]  # by the widest level, not by d
+
+
+@pytest.mark.parametrize("width", [D - 1, 2 * D])
+def test_features_of_another_width_are_refused(width: int) -> None:
+    with pytest.raises(ValueError, match=rf"shape \(3, {width}\); this head reads \(N, in_dim={D}\)"):
+        small_head()(torch.randn(3, width))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-4), (torch.bfloat16, 0.2)])
+def test_weights_of_another_precision(dtype: torch.dtype, tolerance: float, normalize: bool) -> None:
+    head, features = small_head(normalize_bottleneck=normalize), torch.randn(7, D)
+    expected = [scores / scores.std() for scores in head(features)]
+    for scores, reference in zip(head.to(dtype)(features.to(dtype)), expected, strict=True):
+        assert scores.dtype == dtype
+        torch.testing.assert_close((scores / scores.std()).float(), reference, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +165,7 @@ def test_prototypes_by_number_and_by_list() -> None:
         ({"nesting": ()}, "nesting is empty"),
         ({"nesting": (1 / 2, 1 / 2, 1)}, "without duplicates"),
         ({"nesting": (1, 1 / 2)}, "must grow"),
-        ({"prototypes": 40}, "prototypes=40 scaled to widths"),
+        ({"prototypes": 15}, r"\[0, 1, 3, 7, 15\]: every level needs at least one"),
         ({"prototypes": [4, 8]}, "2 counts for 5 levels"),
         ({"prototypes": [4, 8, 0, 8, 8]}, "at least one"),
         ({"prototypes": 0}, "at least one"),
