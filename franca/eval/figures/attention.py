@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from franca.eval.features import in_eval_mode
 from franca.eval.figures.style import image_grid
 
-OPACITY = 0.72
+BRIGHTEST = 0.99  # quantile of a map from which on it is drawn fully bright
 
 
 @torch.no_grad()
@@ -26,24 +26,22 @@ def class_attention(model: nn.Module, images: Tensor) -> Tensor:
     return maps[:, :, 0, -grid[0] * grid[1] :].unflatten(-1, grid)
 
 
-def overlay(image: NDArray[Any], attention: Tensor) -> NDArray[Any]:
-    """Attention (h, w) in colour over a grey image (H, W, 3) in [0, 1], both (H, W, 3) afterwards.
+def heat(attention: Tensor) -> NDArray[Any]:
+    """Colours of an attention map, (h, w) -> (h, w, 3) in [0, 1], one colour per patch.
 
-    Its own minimum is dark, its 99th percentile is bright: a map shows where, not how much.
+    Its own minimum is dark, its 99th percentile is bright: a map shows where, not how much. The image is not mixed in:
+    its outlines would make any map look as if it followed them.
     """
-    height, width = image.shape[:2]
-    heat = nn.functional.interpolate(attention[None, None].float(), (height, width), mode="bilinear")[0, 0].numpy()
-    low, high = heat.min(), np.quantile(heat, 0.99)
-    coloured = matplotlib.colormaps["inferno"](np.clip((heat - low) / max(high - low, 1e-12), 0, 1))[..., :3]
-    grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
-    return (1 - OPACITY) * grey + OPACITY * coloured
+    values = attention.float().numpy()
+    low, high = values.min(), np.quantile(values, BRIGHTEST)
+    return matplotlib.colormaps["inferno"](np.clip((values - low) / max(high - low, 1e-12), 0, 1))[..., :3]
 
 
 def attention_figure(path: Path, images: Sequence[NDArray[Any]], attention: dict[str, Tensor], title: str) -> None:
     """Images (H, W, 3) in [0, 1] above their attention; each named tensor (B, h, w) is a row."""
     rows: dict[str, Sequence[NDArray[Any]]] = {"image": images}
     for name, maps in attention.items():
-        rows[name] = [overlay(image, one) for image, one in zip(images, maps, strict=True)]
+        rows[name] = [heat(one) for one in maps]
     image_grid(path, rows, title)
 
 

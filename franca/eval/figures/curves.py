@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from franca.eval.figures.style import BLUE, GREEN, LEVEL_COLOURS, MUTED, ORANGE, PURPLE, VERMILION, figure
 
@@ -83,9 +84,7 @@ def loss_figure(path: Path, lines: Lines, uniform: Mapping[str, float]) -> None:
                 _noisy_line(axis, steps, values, colour)
             if key in uniform:
                 _reference_line(axis, uniform[key], "all prototypes alike", values)
-            axis.set_xlim(left=0)
-        for axis in axes[-2:]:
-            axis.set_xlabel("step")
+            _count_steps(axis, named=axis in axes[-2:])
 
 
 def health_figure(path: Path, lines: Lines) -> bool:
@@ -104,8 +103,8 @@ def health_figure(path: Path, lines: Lines) -> bool:
                 axis.plot(*series(lines, level), color=colour, label=_level_name(number, len(levels)))
             if not levels:
                 axis.plot(*series(lines, key), color=BLUE)
-            axis.set_xlim(left=0)
             axis.set_ylim(bottom=0)
+            _count_steps(axis, named=axis in axes[-2:])
         handles, names = axes[0].get_legend_handles_labels()
         if handles:
             drawn.legend(handles, names, loc="outside lower center", ncols=len(names))
@@ -124,9 +123,17 @@ def score_figure(path: Path, lines: Lines) -> bool:
             steps, values = series(lines, key)
             name = f"{SCORE_NAMES.get(feature, feature)}, k = {k}: {values[-1]:.1f} % at the end"
             axis.plot(steps, values, color=colour, marker="o", markersize=4.5, label=name)
-        axis.set(title="k-NN accuracy in training", xlabel="step", ylabel="%")
+        axis.set(title="k-NN accuracy in training", ylabel="%")
+        _count_steps(axis)
         drawn.legend(loc="outside lower center", ncols=2)
     return True
+
+
+def _count_steps(axis: Axes, named: bool = True) -> None:
+    """Whole steps from 0 along the axis, called so where it is the lowest."""
+    axis.set_xlim(left=0)
+    axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+    axis.set_xlabel("step" if named else "")
 
 
 def _noisy_line(axis: Axes, steps: list[int], values: list[float], colour: str) -> None:

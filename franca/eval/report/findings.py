@@ -4,13 +4,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from franca.eval.comparison import Comparison, full
+from franca.eval.report.comparison import Comparison, full
 
 PAPER_STEPS, PAPER_BATCH = 625_000, 2048  # ViT-B (paper Appendix B)
 
 
 def margin(comparison: Comparison) -> float:
-    """Differences below this many points can be luck: two standard errors of the difference of two shares."""
+    """Differences below this many points can be luck: two standard errors of the difference of two shares.
+
+    A rule of thumb. Both networks answer the same queries, which makes it too wide; queries that resemble each other
+    make it too narrow; and how another seed would have come out, one run can't say.
+    """
     share = min(max(full(comparison.trained[comparison.best_feature]) / 100, 0.05), 0.95)
     return 100 * 2 * math.sqrt(2 * share * (1 - share) / comparison.queries)
 
@@ -26,10 +30,14 @@ def headline(comparison: Comparison) -> str:
         word = "Training made it worse"
     else:
         word = "No clear effect of training"
-    return (
+    sentence = (
         f"{word}: {trained:.1f} % with the trained network ({feature}), {untrained:.1f} % with the same network "
         f"untrained, {comparison.pixels:.1f} % with raw pixels, {comparison.chance:.1f} % by chance."
     )
+    other = max(comparison.untrained, key=lambda name: full(comparison.untrained[name]))
+    if full(comparison.untrained[other]) > max(trained, untrained):
+        sentence += f" But the untrained network's {other} reaches {full(comparison.untrained[other]):.1f} %."
+    return sentence
 
 
 def against_untrained(comparison: Comparison) -> str:

@@ -1,7 +1,6 @@
 """The report of a run: one page and its pictures, made to be looked at by a person."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +8,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from franca.eval import findings, page
-from franca.eval.comparison import FEATURES, Comparison, compare
 from franca.eval.features import in_eval_mode, normalise
 from franca.eval.figures.attention import attention_figure, attention_rows, class_attention
 from franca.eval.figures.curves import health_figure, loss_figure, score_figure, uniform_losses
-from franca.eval.figures.masks import masks_figure, visibility_figure
+from franca.eval.figures.masks import NAMES, masks_figure, visibility_figure
 from franca.eval.figures.pca import pca_figure
 from franca.eval.figures.widths import width_figure
 from franca.eval.images import EvalImages
 from franca.eval.parts import Part
-from franca.eval.run import Run, load_run
-from franca.eval.task import Task, choose_task
+from franca.eval.report import findings, page
+from franca.eval.report.comparison import FEATURES, Comparison, compare
+from franca.eval.report.run import Run, load_run
+from franca.eval.report.task import Task, choose_task
 
 ENLARGED = 2  # figures show images at this many times the training size: more patches to see
 SLICES_SHOWN = (1, 4, 16)  # divisors of the feature
@@ -29,16 +28,11 @@ SLICES_SHOWN = (1, 4, 16)  # divisors of the feature
 def build_report(
     run_folder: str | Path,
     out_folder: str | Path,
-    limit: int = 1000,
-    device: str | torch.device = "cpu",
-    say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Write ``index.html`` and its pictures for a run of ``franca.train``; returns the page's path.
 
     Args:
         run_folder: the run's ``output``. out_folder: made if it isn't there; files of an earlier report are replaced.
-        limit: most images in memory and in queries of the k-NN comparison.
-        say: told what is being done.
 
     Raises:
         FileNotFoundError, DataError, CheckpointError: as `load_run`.
@@ -46,10 +40,8 @@ def build_report(
     started = time.perf_counter()
     run, out = load_run(run_folder), Path(out_folder)
     out.mkdir(parents=True, exist_ok=True)
-    task = choose_task(run.data, run.source, run.data.crops.global_size, limit)
-    say("comparing trained, untrained and pixels by nearest neighbours")
-    comparison = compare(run.trained, run.untrained, task, run.data, device)
-    say("drawing")
+    task = choose_task(run.data, run.source, run.data.crops.global_size)
+    comparison = compare(run.trained, run.untrained, task, run.data)
     sections = [
         _summary(run, comparison),
         _knn(run, task, comparison, out),
@@ -115,8 +107,8 @@ def _portraits(run: Run, task: Task, out: Path) -> str:
                      "features as red, green and blue, over all images of a row together: equal colours are similar "
                      "features. Colours of different rows have nothing to do with each other. The trained network is "
                      "shown with all its features and with its first d/4 and d/16."),
-        page.picture("attention.png", "attention maps", "Bright: patches that the class token attends to, each map "
-                     "stretched from its own minimum to its maximum."),
+        page.picture("attention.png", "attention maps", "Bright: patches that the class token attends to. Each map has "
+                     "a scale of its own: it shows where, not how much."),
     )  # fmt: skip
 
 
@@ -152,11 +144,12 @@ def _masks(run: Run, task: Task, out: Path) -> str:
     shown = displayed(portraits(task, size * ENLARGED))
     masks_figure(out / "masks.png", shown, grid, run.data.mask)
     visibility_figure(out / "visibility.png", grid, run.data.mask)
-    share = f"{run.data.mask.probability:.0%}"
+    share = round(100 * run.data.mask.probability)
     return page.section(
         "What was hidden from the student",
-        page.paragraph(f"In {share} of the large crops the student sees a mask token in place of some patches and must "
-                       f"predict the teacher's assignment there. This run used {run.data.mask.kind} masks."),
+        page.paragraph(f"In {share} % of the large crops the student sees a mask token in place of some patches and "
+                       "must predict the teacher's assignment there. Kind of mask in this run: "
+                       f"{NAMES[run.data.mask.kind]}."),
         page.picture("masks.png", "masks over images", "Masks of every kind with the same numbers of hidden patches "
                      "(above the columns), which every draw meets exactly."),
         page.picture("visibility.png", "visibility of patches", "An inverse block leaves the centre visible more "
@@ -183,7 +176,7 @@ def _details(run: Run, seconds: float) -> str:
         "images per step": str(run.batch),
         "training time": _duration(run.training_seconds),
         "images per second": f"{run.description['images_seen'] / max(run.training_seconds, 1e-9):.0f}",
-        "waiting for data": f"{run.data_wait:.0%}",
+        "waiting for data": f"{100 * run.data_wait:.0f} %",
         "this report": _duration(seconds),
         "parameters": f"{sum(p.numel() for p in run.trained.parameters()) / 1e6:.2f} M",
         "versions": f"franca {run.description['franca']}, torch {run.description['torch']}",

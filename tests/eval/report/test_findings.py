@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from franca.eval import findings
-from franca.eval.comparison import Comparison
+from franca.eval.report import findings
+from franca.eval.report.comparison import Comparison
 
 
 def comparison(trained: float, untrained: float, pixels: float, queries: int = 1000) -> Comparison:
@@ -32,6 +32,13 @@ def test_headline_names_the_effect(trained, untrained, word) -> None:
     assert sentence.startswith(word)
     for number in (f"{trained:.1f} %", f"{untrained:.1f} %", "40.0 %", "10.0 %"):
         assert number in sentence
+
+
+def test_headline_does_not_hide_a_better_feature_of_the_untrained_network() -> None:
+    numbers = comparison(50, 30, 40)
+    assert "But" not in findings.headline(numbers)
+    numbers.untrained["mean patch"][64] = 58.5
+    assert findings.headline(numbers).endswith("But the untrained network's mean patch reaches 58.5 %.")
 
 
 def test_few_queries_make_the_same_difference_uncertain() -> None:

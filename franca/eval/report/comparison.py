@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from franca.data.loader import DataConfig
 from franca.eval.features import Features, extract_features, thumbnails
 from franca.eval.protocols.knn import knn_accuracy, knn_by_width
-from franca.eval.task import Task
+from franca.eval.report.task import Task
 
 FEATURES = ("class token", "mean patch")
 
@@ -35,14 +34,12 @@ def full(by_width: dict[int, float]) -> float:
     return by_width[max(by_width)]
 
 
-def compare(
-    trained: nn.Module, untrained: nn.Module, task: Task, data: DataConfig, device: str | torch.device = "cpu"
-) -> Comparison:
+def compare(trained: nn.Module, untrained: nn.Module, task: Task, data: DataConfig) -> Comparison:
     """Score both networks and the pixels on the same images with the same k."""
     scores, memory, queries = {}, None, None
     for name, model in (("trained", trained), ("untrained", untrained)):
         memory, queries = (
-            extract_features(model.to(device), images, device=device, mean=data.crops.mean, std=data.crops.std)
+            extract_features(model, images, mean=data.crops.mean, std=data.crops.std)
             for images in (task.memory, task.queries)
         )
         scores[name] = {

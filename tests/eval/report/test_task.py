@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from franca.data.loader import DataConfig
-from franca.eval.comparison import classes_of, compare
 from franca.eval.features import extract_features
-from franca.eval.task import PORTRAYED, choose_task, neighbours
+from franca.eval.report.comparison import classes_of, compare
+from franca.eval.report.task import PORTRAYED, choose_task, neighbours
 
 
 def test_photographs_are_found_from_their_other_half() -> None:

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from franca.data.loader import DataConfig
-from franca.eval import page
 from franca.eval.images import resize_square
-from franca.eval.report import build_report, displayed, portraits
-from franca.eval.run import build_untrained, load_run
-from franca.eval.task import choose_task
+from franca.eval.report import page
+from franca.eval.report.build import build_report, displayed, portraits
+from franca.eval.report.run import build_untrained, load_run
+from franca.eval.report.task import choose_task
 from franca.hub.checkpoint import hash_tensors
 from franca.train.__main__ import main as train
 from franca.train.build import build_pair
