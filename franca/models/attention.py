@@ -16,7 +16,7 @@ Sizes = Sequence[tuple[int, int]]
 def split_by_size(tokens: Tensor, sizes: Sizes) -> list[Tensor]:
     """(T, D) -> one view (B_i, N_i, D) per size."""
     pieces = tokens.split([batch * length for batch, length in sizes])
-    return [piece.view(batch, length, -1) for piece, (batch, length) in zip(pieces, sizes, strict=True)]
+    return [piece.view(batch, length, tokens.shape[-1]) for piece, (batch, length) in zip(pieces, sizes, strict=True)]
 
 
 def join(pieces: Sequence[Tensor]) -> Tensor:

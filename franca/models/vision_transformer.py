@@ -32,7 +32,7 @@ class VisionTransformer(nn.Module):
         init_values: start value of LayerScale, above 0.
         num_register_tokens: registers R (Darcet et al. 2024), placed between class token and patches.
         drop_path_rate: stochastic depth in training, in [0, 1), the same rate in every block.
-        interpolate_offset: added to the target grid when positions are resampled; see `resample_positions`.
+        interpolate_offset: added to the target grid when positions are resampled, in [0, 1); see `resample_positions`.
         interpolate_antialias: whether that resampling filters when it shrinks.
 
     Raises:
@@ -105,7 +105,7 @@ class VisionTransformer(nn.Module):
             masks: (B, N) bool, True where the mask token replaces a patch; for a list, a list that may hold None.
 
         Raises:
-            ValueError: for image sizes that the patch does not divide, or masks of another shape.
+            ValueError: for image sizes that the patch does not divide, or masks that are not (B, N) bool.
         """
         features = self._features(*as_lists(images, masks))
         return features[0] if isinstance(images, Tensor) else features
@@ -189,8 +189,11 @@ class VisionTransformer(nn.Module):
         grid = self.patch_embed.grid(images)
         patches = self.patch_embed(images)
         if masks is not None:
-            if masks.shape != patches.shape[:2]:
-                raise ValueError(f"masks of shape {tuple(masks.shape)} for patches of shape {tuple(patches.shape[:2])}")
+            if masks.shape != patches.shape[:2] or masks.dtype != torch.bool:
+                raise ValueError(
+                    f"masks of shape {tuple(masks.shape)} and {masks.dtype}; these images need (B, N) = "
+                    f"{tuple(patches.shape[:2])}, torch.bool"
+                )
             patches = torch.where(masks[..., None], self.mask_token.to(patches.dtype), patches)
         positions = self.positions(grid)
         first = [(self.cls_token + positions[:, :1]).expand(len(images), -1, -1)]
@@ -211,7 +214,7 @@ class VisionTransformer(nn.Module):
         for number, block in enumerate(self.blocks):
             tokens = block(tokens, sizes)
             if number in numbers:
-                outputs.append(tokens.view(*sizes[0], -1))
+                outputs += split_by_size(tokens, sizes)
         return outputs
 
 
@@ -226,8 +229,9 @@ def _check(config: dict[str, Any]) -> None:
         raise ValueError(f"embed_dim={config['embed_dim']} is not a multiple of num_heads={config['num_heads']}")
     if config["ffn"] not in FEED_FORWARDS:
         raise ValueError(f"ffn={config['ffn']!r} is unknown; choose from {sorted(FEED_FORWARDS)}")
-    if not 0 <= config["drop_path_rate"] < 1:
-        raise ValueError(f"drop_path_rate={config['drop_path_rate']} must lie in [0, 1)")
+    for name in ("drop_path_rate", "interpolate_offset"):
+        if not 0 <= config[name] < 1:
+            raise ValueError(f"{name}={config[name]} must lie in [0, 1)")
     if not config["init_values"] or config["init_values"] < 0:
         raise ValueError(f"init_values={config['init_values']} must be above 0: at 0 blocks change nothing")
     if config["num_register_tokens"] < 0:

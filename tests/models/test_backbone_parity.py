@@ -104,6 +104,7 @@ def test_intermediate_layers(arrays: dict[str, Tensor], cases: dict[str, Any]) -
         ffn, registers, size = folder.split("/")
         model = load(arrays, cases, ffn, int(registers.removeprefix("reg")))
         layers = model.get_intermediate_layers(arrays[f"image/{size}"], n=2, reshape=True, return_class_token=True)
+        assert len(layers) == len([name for name in arrays if re.fullmatch(f"inter/{folder}/.+/patch", name)])
         for number, (patches, class_token) in enumerate(layers):
             assert_close(patches, arrays[f"inter/{folder}/{number}/patch"], folder)
             assert_close(class_token, arrays[f"inter/{folder}/{number}/cls"], folder)
@@ -111,10 +112,12 @@ def test_intermediate_layers(arrays: dict[str, Tensor], cases: dict[str, Any]) -
 
 @torch.no_grad()
 def test_intermediate_layers_by_list(arrays: dict[str, Tensor], cases: dict[str, Any]) -> None:
-    model = load(arrays, cases, "swiglufused", 4)
-    for name, expected in below(arrays, "inter_list_0_2/").items():
-        norm, size, number = name.split("/")
-        layers = model.get_intermediate_layers(arrays[f"image/{size}"], n=[0, 2], norm=norm == "norm1")
+    model = load(arrays, cases, "swiglufused", arrays["weights/swiglufused/register_tokens"].shape[1])
+    for name, expected in below(arrays, "inter_list_").items():
+        blocks, norm, size, number = name.split("/")
+        chosen = [int(block) for block in blocks.split("_")]
+        layers = model.get_intermediate_layers(arrays[f"image/{size}"], n=chosen, norm=norm == "norm1")
+        assert len(layers) == len(chosen)
         assert_close(layers[int(number)], expected, name)
 
 

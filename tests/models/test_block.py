@@ -1,5 +1,6 @@
 """Stochastic depth by batch subset: reference values, and what holds for any draw."""
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
@@ -38,7 +39,8 @@ def test_parity_with_drawn_permutations(parity_dir: Path, monkeypatch: pytest.Mo
     block.load_state_dict(weights)
 
     in_list, drawn = int(arrays["n_perms_list_call"]), sum(name.startswith("perm/") for name in arrays)
-    inputs, first = ([arrays["x0"], arrays["x1"]], 0) if call == "list" else ([arrays["x0"]], in_list)
+    together = [arrays[name] for name in sorted(arrays) if re.fullmatch(r"x\d+", name)]
+    inputs, first = (together, 0) if call == "list" else (together[:1], in_list)
     permutations = iter([arrays[f"perm/{number}"] for number in range(first, drawn)])
     monkeypatch.setattr(torch, "randperm", lambda batch, device: next(permutations))
 

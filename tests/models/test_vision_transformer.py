@@ -45,6 +45,30 @@ def test_forward_gives_class_tokens(build_backbone: BackboneBuilder) -> None:
     torch.testing.assert_close(model(images[0]), model(images)[0], atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_linear_layers_see_all_sizes_as_one_sequence(build_backbone: BackboneBuilder) -> None:
+    model, images = build_backbone(num_register_tokens=1), crops()
+    seen: dict[str, list[int]] = {}
+    for name, layer in model.blocks.named_modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_pre_hook(lambda _, args, name=name: seen.setdefault(name, []).append(len(args[0])))
+    model(images)
+    tokens = sum(len(batch) * (2 + batch.shape[2] // 14 * (batch.shape[3] // 14)) for batch in images)
+    assert len(seen) == 4 * len(model.blocks)
+    assert all(lengths == [tokens] for lengths in seen.values())
+
+
+@torch.no_grad()
+def test_a_size_without_images_changes_nothing(build_backbone: BackboneBuilder) -> None:
+    model, images = build_backbone(), crops()
+    first, empty, last = model.forward_features([images[0], images[1][:0], images[2]])
+    torch.testing.assert_close(first["x_prenorm"], model.forward_features(images[0])["x_prenorm"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(last["x_prenorm"], model.forward_features(images[2])["x_prenorm"], atol=1e-5, rtol=1e-5)
+    assert empty["x_norm_patchtokens"].shape == (0, 4, model.embed_dim)
+    ((patches, token),) = model.get_intermediate_layers(images[2][:0], reshape=True, return_class_token=True)
+    assert (patches.shape, token.shape) == ((0, model.embed_dim, 3, 5), (0, model.embed_dim))
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("rate", [0.0, 0.05, 0.5, 0.9])
 @pytest.mark.parametrize("as_list", [True, False])
@@ -186,6 +210,8 @@ def test_blocks_share_one_compiled_graph(build_backbone: BackboneBuilder) -> Non
         ({"img_size": 60}, "img_size=60 is not a multiple of patch_size=14"),
         ({"ffn": "swish"}, r"ffn='swish' is unknown; choose from \['mlp', 'swiglu'\]"),
         ({"drop_path_rate": 1.0}, r"drop_path_rate=1.0 must lie in \[0, 1\)"),
+        ({"interpolate_offset": -0.1}, r"interpolate_offset=-0.1 must lie in \[0, 1\)"),
+        ({"interpolate_offset": 1.0}, r"interpolate_offset=1.0 must lie in \[0, 1\)"),
         ({"init_values": None}, "init_values=None"),
         ({"init_values": 0}, "init_values=0"),
         ({"depth": 0}, "depth=0"),
@@ -201,8 +227,10 @@ def test_bad_arguments(build_backbone: BackboneBuilder, options: dict[str, Any],
 
 def test_bad_masks(build_backbone: BackboneBuilder) -> None:
     model, images = build_backbone(), crops()
-    with pytest.raises(ValueError, match="masks of shape"):
+    with pytest.raises(ValueError, match=r"masks of shape \(3, 4\) and torch.bool; these images need .*\(2, 16\)"):
         model(images[0], some_masks(images[1]))
+    with pytest.raises(ValueError, match=r"and torch.float32; these images need .* torch.bool"):
+        model(images[0], some_masks(images[0]).float())
     with pytest.raises(ValueError, match="3 batches of images take a list of as many masks"):
         model(images, [None])
     with pytest.raises(ValueError, match="takes one tensor of masks"):
