@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from franca.data.errors import DataError
 from franca.train.__main__ import main as train
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "recipes" / "quickstart.yaml"
@@ -26,7 +27,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", metavar="PATH", help="a folder of images instead of the sample photographs")
     parser.add_argument("--output", metavar="FOLDER", default="report", help="where the report goes (default: report)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options of the training")
-    return parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    if Path(options.output).exists() and not Path(options.output).is_dir():
+        parser.error(f"--output {options.output} is a file; name a folder for the report")
+    return options
 
 
 def run_folder(overrides: list[str]) -> Path:
@@ -56,7 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
     if status:
         return status
     logging.getLogger(__name__).info("writing the report")
-    index = build_report(folder, options.output)
+    try:
+        index = build_report(folder, options.output)
+    except (OSError, DataError, ValueError) as error:
+        print(f"error: no report: {error}. The run is safe; the same command tries again", file=sys.stderr)
+        return 2
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes in all. Open {index.resolve().as_uri()}")
     return 0
 

@@ -69,7 +69,30 @@ def test_a_missing_folder_is_an_error_before_anything_is_written(quickstart, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_report_that_cant_be_written_is_an_error_before_training(quickstart, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(SystemExit, match="2"):
+        quickstart.main([*SHORT, "--output", "taken"])
+    assert "taken is a file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_report_that_fails_is_an_error_without_traceback(quickstart, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quickstart, "train", lambda arguments: 0)  # and leaves no run
+    assert quickstart.main(["output=gone"]) == 2
+    error = capsys.readouterr().err
+    assert "gone/config.yaml" in error
+    assert "the same command" in error
+
+
+def test_options_may_stand_on_either_side(quickstart) -> None:
+    options = quickstart.parse_arguments(["steps=1", "--data", "here", "optimizer.lr=1e-3"])
+    assert (options.data, options.overrides) == ("here", ["steps=1", "optimizer.lr=1e-3"])
+
+
 def test_a_misspelt_option_names_the_nearest(quickstart, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    assert quickstart.main(["optimizer.learning_rate=1"]) == 2
-    assert "learning_rate" in capsys.readouterr().err
+    assert quickstart.main(["optimizer.warmup_step=1"]) == 2
+    assert "warmup_steps" in capsys.readouterr().err
