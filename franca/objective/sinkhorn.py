@@ -27,9 +27,9 @@ def sinkhorn_assignments(
 ) -> Tensor:
     """Balanced assignments of rows to prototypes: (N, K) -> (N, K), fp32, rows sum to 1, no gradient.
 
-    valid: (N,) bool; other rows take no part and return zeros. temperature: a number or a 0-dim tensor.
-    logsumexp_over_ranks: given the (K,) column log-masses of this rank returns those of all ranks.
-    Raises ValueError for a temperature or a number of iterations that is not positive, or a `valid` of another form.
+    temperature: a number or a 0-dim tensor. valid: (N,) bool; other rows take no part, whatever they hold, and return
+    zeros. logsumexp_over_ranks: given the (K,) column log-masses of this rank returns those of all ranks.
+    Raises ValueError for a temperature or a number of iterations that is not positive, or tensors of another form.
     """
     return joint_sinkhorn_assignments([logits], temperature, iterations, [valid], logsumexp_over_ranks)[0]
 
@@ -52,27 +52,17 @@ def joint_sinkhorn_assignments(
     valid = [None] * len(logits) if valid is None else valid
     _check(logits, temperature, iterations, valid)
     scale = _inverse(temperature, logits[0].device)
-    first = [_first_row_potential(scores, rows) for scores, rows in zip(logits, valid, strict=True)]
-
-    u = _column_potentials(logits, scale, first, logsumexp_over_ranks)
+    v = [torch.zeros(len(scores), device=scores.device) for scores in logits]
+    u = _column_potentials(logits, scale, v, valid, logsumexp_over_ranks)
     for _ in range(iterations - 1):
-        v = [
-            start - _logsumexp_(_shifted(scores, scale, columns), dim=1)
-            for scores, columns, start in zip(logits, u, first, strict=True)
-        ]
-        u = _column_potentials(logits, scale, v, logsumexp_over_ranks)
+        v = [-_logsumexp_(_shifted(scores, scale, k), dim=1) for scores, k in zip(logits, u, strict=True)]
+        u = _column_potentials(logits, scale, v, valid, logsumexp_over_ranks)
     # The last row step, exp(L + u + v) with v = -logsumexp_k(L + u), is a softmax.
     assignments = [_shifted(scores, scale, columns).softmax(dim=1) for scores, columns in zip(logits, u, strict=True)]
     for result, rows in zip(assignments, valid, strict=True):
         if rows is not None:
             result.masked_fill_(~rows[:, None], 0.0)
     return assignments
-
-
-def _first_row_potential(logits: Tensor, valid: Tensor | None) -> Tensor:
-    """v before the first round, (N,): 0, and -inf for rows that take no part."""
-    start = torch.zeros(len(logits), device=logits.device)
-    return start if valid is None else start.masked_fill_(~valid, -torch.inf)
 
 
 def _logsumexp_(scores: Tensor, dim: int) -> Tensor:
@@ -87,16 +77,24 @@ def _logsumexp_(scores: Tensor, dim: int) -> Tensor:
 
 def _shifted(logits: Tensor, scale: Tensor, potential: Tensor) -> Tensor:
     """logits * scale + potential, (N, K) fp32 in one allocation; potential (N, 1) of rows or (K,) of prototypes."""
-    return logits.float().mul(scale).add_(potential)
+    return (logits * scale).float().add_(potential)
 
 
 def _column_potentials(
-    logits: Sequence[Tensor], scale: Tensor, rows: Sequence[Tensor], over_ranks: LogSumExpOverRanks | None
+    logits: Sequence[Tensor],
+    scale: Tensor,
+    row_potentials: Sequence[Tensor],
+    valid: Sequence[Tensor | None],
+    over_ranks: LogSumExpOverRanks | None,
 ) -> tuple[Tensor, ...]:
     """u of every problem, (K_i,), from its v, (N_i,)."""
-    mass = torch.cat(
-        [_logsumexp_(_shifted(scores, scale, v[:, None]), dim=0) for scores, v in zip(logits, rows, strict=True)]
-    )
+    masses = []
+    for scores, v, rows in zip(logits, row_potentials, valid, strict=True):
+        shifted = _shifted(scores, scale, v[:, None])
+        if rows is not None:
+            shifted.masked_fill_(~rows[:, None], -torch.inf)  # whatever stands there, NaN too
+        masses.append(_logsumexp_(shifted, dim=0))
+    mass = torch.cat(masses)
     if over_ranks is not None:
         mass = over_ranks(mass)
     # Without a valid row anywhere the mass is -inf and the rows become NaN; all of them are zeroed at the end.
@@ -104,10 +102,10 @@ def _column_potentials(
 
 
 def _inverse(temperature: float | Tensor, device: torch.device) -> Tensor:
-    """1 / temperature as a 0-dim fp32 tensor, made without waiting for the device."""
+    """1 / temperature, (1,) fp32, made without waiting for the device; a 0-dim tensor would multiply in bf16."""
     if isinstance(temperature, Tensor):
-        return temperature.to(device, torch.float32, non_blocking=True).reciprocal()
-    return torch.full((), 1.0 / temperature, device=device)
+        return temperature.to(device, torch.float32, non_blocking=True).reciprocal().view(1)
+    return torch.full((1,), 1.0 / temperature, device=device)
 
 
 def _check(
@@ -120,6 +118,8 @@ def _check(
     if iterations < 1:
         raise ValueError(f"Sinkhorn iterations is {iterations}: at least 1 round is needed, the usual number is 3")
     for scores, rows in zip(logits, valid, strict=True):
+        if scores.ndim != 2:
+            raise ValueError(f"logits of shape {tuple(scores.shape)}: Sinkhorn needs rows and prototypes, (N, K)")
         if rows is not None and (rows.dtype != torch.bool or rows.shape != scores.shape[:1]):
             raise ValueError(
                 f"valid is {rows.dtype} of shape {tuple(rows.shape)}: logits of shape {tuple(scores.shape)} need bool "

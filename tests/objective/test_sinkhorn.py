@@ -45,8 +45,9 @@ def test_reference_patches_where_padding_rows_take_part(losses, levels):
 
 @pytest.mark.parametrize("head", ["dino", "ibot"])
 def test_reference_of_two_ranks_is_that_of_the_concatenated_rows(losses, levels, head):
-    ranks = [levels(f"two_rank/{head}/in/rank{rank}") for rank in range(2)]
-    outputs = [levels(f"two_rank/{head}/out/rank{rank}") for rank in range(2)]
+    n_ranks = len({name.split("/")[3] for name in losses if name.startswith(f"two_rank/{head}/in/")})
+    ranks = [levels(f"two_rank/{head}/in/rank{rank}") for rank in range(n_ranks)]
+    outputs = [levels(f"two_rank/{head}/out/rank{rank}") for rank in range(n_ranks)]
     for logits, reference in zip(zip(*ranks, strict=True), zip(*outputs, strict=True), strict=True):
         ours = sinkhorn_assignments(torch.cat(logits), float(losses["teacher_temp"]))
         torch.testing.assert_close(ours, torch.cat(reference), atol=2e-6, rtol=0)
@@ -85,9 +86,12 @@ def test_a_constant_added_to_a_prototype_changes_nothing():
     )
 
 
-def test_rows_that_are_not_valid_take_no_part_wherever_they_stand():
+@pytest.mark.parametrize("content", [None, 1e30, torch.inf, -torch.inf, torch.nan])
+def test_rows_that_are_not_valid_take_no_part_wherever_they_stand(content):
     torch.manual_seed(0)
     logits, valid = torch.randn(30, 8), torch.rand(30) < 0.6
+    if content is not None:
+        logits[~valid] = content
     ours = sinkhorn_assignments(logits, 0.06, valid=valid)
     torch.testing.assert_close(ours[valid], sinkhorn_assignments(logits[valid], 0.06))
     assert not ours[~valid].any()
@@ -125,14 +129,19 @@ def test_a_rank_counts_the_rows_of_the_others():
     torch.testing.assert_close(ours, sinkhorn_assignments(torch.cat([here, elsewhere]), 0.1, 1)[:6])
 
 
-def test_temperature_as_tensor_half_precision_logits_and_no_gradient():
+def test_temperature_as_tensor_and_no_gradient():
     logits = torch.randn(10, 6, requires_grad=True)
     ours = sinkhorn_assignments(logits, torch.tensor(0.05))
     torch.testing.assert_close(ours, sinkhorn_assignments(logits, 0.05), atol=2e-6, rtol=0)
-    half = sinkhorn_assignments(logits.bfloat16(), 0.05)
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, sinkhorn_assignments(logits.bfloat16().float(), 0.05))
     assert not ours.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_any_precision_of_logits_is_worked_on_in_fp32(dtype):
+    logits = (10 * torch.randn(10, 6)).to(dtype)
+    ours = sinkhorn_assignments(logits, 0.05)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, sinkhorn_assignments(logits.float(), 0.05))
 
 
 @pytest.mark.parametrize(
@@ -147,3 +156,8 @@ def test_temperature_as_tensor_half_precision_logits_and_no_gradient():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         sinkhorn_assignments(torch.randn(4, 2), **arguments)
+
+
+def test_logits_that_are_no_matrix_are_named():
+    with pytest.raises(ValueError, match=r"logits of shape \(2, 3, 4\)"):
+        sinkhorn_assignments(torch.randn(2, 3, 4), 0.04)
