@@ -21,7 +21,7 @@ from franca.train.trainer import Trainer
 TINY = """\
 steps: 6
 precision: fp32
-model: {arch: vit_tiny, depth: 2, embed_dim: 32, num_heads: 2, init_values: 1.0}
+model: {arch: vit_tiny, depth: 1, embed_dim: 32, num_heads: 2, init_values: 1.0}
 heads:
   nesting: [0.25, 0.5, 1.0]
   hidden_dim: 16

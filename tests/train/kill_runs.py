@@ -18,6 +18,8 @@ import torch
 
 from franca.train.__main__ import main
 
+MOMENTS = 6
+
 
 def start(arguments: list[str], prepare: Callable[[], None]) -> int:
     child = os.fork()
@@ -34,13 +36,13 @@ def wait(child: int) -> int:
 
 def kill_at_random_moments(arguments: list[str], longest: float) -> tuple[int, int]:
     chance = random.Random(0)
-    for kills in range(8):
+    for kills in range(MOMENTS):
         child = start(arguments, lambda: None)
         time.sleep(chance.uniform(0.3, 1.0) * longest)
         os.kill(child, signal.SIGKILL)
         if wait(child) != -signal.SIGKILL:
             return kills, 0
-    return 8, wait(start(arguments, lambda: None))
+    return MOMENTS, wait(start(arguments, lambda: None))
 
 
 def kill_inside_saves(arguments: list[str], _: float) -> tuple[int, int]:

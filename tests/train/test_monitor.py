@@ -196,10 +196,13 @@ def constant_features(trainer: Trainer) -> None:
 
 
 def one_direction(trainer: Trainer) -> None:
-    """The last norm lets one feature through."""
+    """The last norm lets one feature through, less its mean."""
+    crops = next(trainer.loader.batches()).global_crops
     with torch.no_grad():
+        mean = trainer.pair.teacher.backbone(crops)[:, 0].mean()
         for encoder in (trainer.pair.student, trainer.pair.teacher):
             encoder.backbone.norm.weight[1:] = 0.0
+            encoder.backbone.norm.bias[0] -= mean
 
 
 def silent_heads(trainer: Trainer) -> None:

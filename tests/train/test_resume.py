@@ -280,9 +280,8 @@ def test_the_first_and_the_last_save_must_succeed(
 @pytest.mark.parametrize(
     ("how", "seconds", "overrides"),
     [
-        ("saves", 0.0, (*FULL, "steps=30")),
-        ("moments", 1.5, (*FULL, "steps=40", "checkpoint.every=5")),
-        ("moments", 1.5, (*PLAIN, "steps=40", "data.workers=2")),
+        ("saves", 0.0, (*FULL, "steps=21")),
+        ("moments", 1.2, (*FULL, "steps=30", "checkpoint.every=5", "data.workers=2")),
     ],
 )
 def test_kill_9_at_any_moment_costs_nothing(
@@ -305,7 +304,7 @@ def test_kill_9_at_any_moment_costs_nothing(
     )
     found = re.search(r"killed (\d+) times, then exit code 0", done.stdout)
     assert found, done.stdout + done.stderr
-    assert int(found[1]) >= (20 if how == "saves" else 2), "too few kills to prove anything"
+    assert int(found[1]) >= (20 if how == "saves" else 3), "too few kills to prove anything"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in another order are other sums
     try:
