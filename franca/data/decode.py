@@ -45,7 +45,8 @@ def read_image(path: str | Path, channels: int = 3) -> Tensor:
 
 def _read_picture(path: str | Path, channels: int) -> np.ndarray:
     """Any format Pillow knows -> (H, W) or (H, W, C), uint8."""
-    with Image.open(path) as image:
+    # By its name Pillow maps an uncompressed TIFF into memory, and then turns its sides but not its pixels upright.
+    with open(path, "rb") as file, Image.open(file) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}; shrink the file to use it")

@@ -69,6 +69,12 @@ def test_modes_become_rgb_or_grey(tmp_path: Path, mode: str) -> None:
     assert read_image(path, channels=1).shape == (1, 48, 64)
 
 
+def test_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
+    """Such files usually hold inverted values (Adobe)."""
+    path = _save(Image.fromarray(_gradient()).convert("CMYK"), tmp_path / "image.jpg", quality=95)
+    _close(read_image(path), _gradient(), 2)
+
+
 @pytest.mark.parametrize("extension", ["png", "tif", "pgm"])
 def test_16_bits_are_scaled_not_clipped(tmp_path: Path, extension: str) -> None:
     values = np.linspace(0, 65535, 40 * 50).reshape(40, 50).astype(np.uint16)
@@ -142,6 +148,19 @@ def test_exif_orientation(tmp_path: Path, extension: str, orientation: int) -> N
     exif[0x0112] = orientation
     path = _save(stored, tmp_path / f"image.{extension}", exif=exif.tobytes())
     _close(read_image(path), _gradient(), 2)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "I;16"])
+def test_exif_orientation_of_every_kind_of_tiff(tmp_path: Path, mode: str, compression: str | None) -> None:
+    ramp = _gradient()[:, :, 1]
+    upright = Image.fromarray(ramp.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(ramp)
+    upright = upright if mode in ("L", "I;16") else upright.convert("RGB").convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    path = _save(stored, tmp_path / "image.tif", exif=exif.tobytes(), compression=compression)
+    _close(read_image(path), np.repeat(ramp[:, :, None], 3, axis=2), 1)
 
 
 def test_damaged_exif_is_no_damage(tmp_path: Path) -> None:
