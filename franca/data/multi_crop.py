@@ -1,5 +1,6 @@
 """Multi-crop: two large crops and several small ones of one image, each changed at random in its own way (DINOv2)."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -60,8 +61,10 @@ class CropConfig:
             raise ValueError(f"data.crops.blur={self.blur!r}: choose one of {', '.join(BLURS)}")
         if len(self.mean) != len(self.std) or not self.mean:
             raise ValueError(f"data.crops.mean={self.mean}, std={self.std}: give one of each per channel")
-        if min(self.std) <= 0:
-            raise ValueError(f"data.crops.std={self.std}: every value must be above 0")
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
+            raise ValueError(
+                f"data.crops.mean={self.mean}, std={self.std}: give numbers, and for std numbers above 0 alone"
+            )
 
 
 class MultiCrop:

@@ -112,7 +112,7 @@ def test_folder_without_images(tmp_path: Path) -> None:
 def test_folder_of_broken_images(tmp_path: Path) -> None:
     for i in range(3):
         (tmp_path / f"{i}.jpg").write_text("no image")
-    with pytest.raises(EmptyFolder, match=r"holds 3 files .* none of the first 3 can be read: 0\.jpg \(.*identify"):
+    with pytest.raises(EmptyFolder, match=r"holds 3 files .* none of the 3 tried can be read: 0\.jpg \(.*identify"):
         ImageFolder(str(tmp_path))
 
 
@@ -120,6 +120,21 @@ def test_one_good_image_is_enough(tmp_path: Path) -> None:
     (tmp_path / "0.jpg").write_text("no image")
     _images(tmp_path, "1.png")
     assert len(ImageFolder(str(tmp_path))) == 2
+
+
+def test_many_broken_files_at_the_head_of_the_list_are_no_verdict(tmp_path: Path) -> None:
+    """A share of broken files stops a run while it reads; a folder is refused only without one usable image."""
+    for i in range(150):
+        (tmp_path / f"a{i:03}.jpg").write_bytes(b"")
+    _images(tmp_path, *(f"b{i:03}.png" for i in range(60)))
+    assert len(ImageFolder(str(tmp_path))) == 210
+
+
+def test_a_long_folder_of_broken_images_is_not_read_whole(tmp_path: Path) -> None:
+    for i in range(1001):
+        (tmp_path / f"{i:04}.jpg").write_bytes(b"")
+    with pytest.raises(EmptyFolder, match=r"holds 1001 files .* none of the 91 tried can be read: 0000\.jpg"):
+        ImageFolder(str(tmp_path))
 
 
 def test_real_folders(data_dir: Path) -> None:

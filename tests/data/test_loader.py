@@ -52,7 +52,7 @@ class Numbered:
         return torch.full((3, 20, 20), index, dtype=torch.uint8)
 
 
-class Suicidal(Numbered):
+class LosesItsWorker(Numbered):
     """Its worker is killed while it reads the fifth image, as by the kernel when memory runs out."""
 
     def load(self, index: int) -> Tensor:
@@ -172,7 +172,7 @@ class TestBrokenFiles:
         first, again = (_take(_loader(source, _plain_config(), seed=3), 20) for _ in range(2))
         assert _images_shown(first) == _images_shown(again)
         assert set(_images_shown(first)).isdisjoint(source.broken)
-        assert sorted(file.name for batch in first for file in batch.skipped) >= ["image40", "image5", "image6"]
+        assert {file.name for batch in first for file in batch.skipped} == {"image5", "image6", "image40"}
         late = _take(_loader(source, _plain_config(), seed=3), 5, start=15)
         assert _images_shown(late) == _images_shown(first[15:])
 
@@ -231,7 +231,7 @@ class TestBrokenFiles:
 class TestWorkers:
     def test_a_lost_worker_is_a_clear_error(self) -> None:
         with pytest.raises(WorkerDied, match=r"data\.workers \(now 1\) or data\.prefetch \(now 2\)"):
-            _take(_loader(Suicidal(50), _config(workers=1)), 50)
+            _take(_loader(LosesItsWorker(50), _config(workers=1)), 50)
 
     def test_workers_end_with_the_iterator(self) -> None:
         batches = _loader(Numbered(50), _config(workers=2)).batches()

@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 
 import pytest
@@ -55,6 +56,17 @@ def test_normalisation() -> None:
     crop = MultiCrop(_plain(global_size=14, local_count=0))(image, _generator()).global_[0]
     expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225]
     torch.testing.assert_close(crop, torch.tensor(expected).view(3, 1, 1).expand(3, 14, 14))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3000), (3000, 1)])
+def test_the_smallest_and_thinnest_images(height: int, width: int) -> None:
+    """One colour stays one colour, whatever is enlarged, blurred or mirrored at borders on the way."""
+    image = torch.tensor([200, 90, 10], dtype=torch.uint8).view(3, 1, 1).expand(3, height, width)
+    for seed in range(5):
+        crops = MultiCrop(CropConfig(global_size=28, local_size=14))(image, _generator(seed))
+        for crop in crops.global_ + crops.local:
+            assert crop.isfinite().all()
+            assert (crop - crop[:, :1, :1]).abs().max() == 0
 
 
 def test_flip_mirrors_left_and_right() -> None:
@@ -123,7 +135,9 @@ def test_colour_changes_turn_off_without_three_channels(monkeypatch: pytest.Monk
         ({"solarize": -0.1}, "data.crops.solarize=-0.1"),
         ({"blur": "intendet"}, "data.crops.blur='intendet'.*intended"),
         ({"mean": [0.5]}, "data.crops.mean="),
-        ({"std": [0.0, 1, 1]}, "data.crops.std="),
+        ({"std": [0.0, 1, 1]}, r"data.crops.*std=\[0.0, 1, 1\]"),
+        ({"std": [math.nan, 1, 1]}, r"data.crops.*std=\[nan, 1, 1\]"),
+        ({"mean": [0.5, math.inf, 0.5]}, "data.crops.mean=.*inf"),
     ],
 )
 def test_bad_options_are_named(options: dict, named: str) -> None:

@@ -51,5 +51,5 @@ def test_streams_are_functions_of_their_whole_key() -> None:
 
 def test_seeds_never_change() -> None:
     """A run started with an earlier release goes on with the same images."""
-    assert stream_seed("crops", 0, 1) == stream_seed("crops", 0, 1)
-    assert 0 <= stream_seed("crops", 0, 1) < 2**63
+    assert stream_seed("crops", 0, 1) == 6806503315969958612
+    assert [shuffled(i, 10, "order", 0, 0) for i in range(10)] == [3, 7, 2, 6, 4, 8, 0, 1, 9, 5]

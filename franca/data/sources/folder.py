@@ -11,7 +11,7 @@ from franca.data.decode import EXTENSIONS, read_image
 from franca.data.errors import EmptyFolder, MissingFolder, UnreadableImage
 
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
-FILES_TRIED = 100  # how many unreadable files at the head of the list make a folder unusable
+FILES_TRIED = 100  # how many unreadable files, spread over the list, make a folder unusable
 
 
 class ImageFolder:
@@ -54,15 +54,15 @@ class ImageFolder:
         if len(self) == 0:
             raise EmptyFolder(f"data.path={str(self.root)!r} holds no image: no file ends in {' '.join(EXTENSIONS)}")
         reasons = []
-        for index in range(min(len(self), FILES_TRIED)):
+        for index in range(0, len(self), -(-len(self) // FILES_TRIED)):
             try:
                 self.load(index)
                 return
             except UnreadableImage as error:
                 reasons.append(f"{self.name(index)} ({error.reason})")
         raise EmptyFolder(
-            f"data.path={str(self.root)!r} holds {len(self)} files that end like images, but none of the first "
-            f"{len(reasons)} can be read: {'; '.join(reasons[:3])}"
+            f"data.path={str(self.root)!r} holds {len(self)} files that end like images, but none of the "
+            f"{len(reasons)} tried can be read: {'; '.join(reasons[:3])}"
         )
 
 
