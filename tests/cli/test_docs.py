@@ -10,7 +10,6 @@ line runs there; a line that it doesn't hold fails `test_every_command_is_regist
 - The paths in PLACEHOLDERS are replaced first: write those in the documents wherever a reader puts his own.
 """
 
-import ast
 import os
 import re
 import shutil
@@ -25,6 +24,9 @@ from PIL import Image
 
 from franca.data import decode
 from franca.data.loader import DataConfig
+from franca.hub import save_teacher
+from franca.models import VisionTransformer
+from franca.train.build import OPERATIONAL
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "training.md", "dataset_prep.md", "CONTRIBUTING.md")
@@ -78,6 +80,11 @@ COMMANDS = {
         "data.path=/path/to/imagenette/train evaluation.train=/path/to/imagenette/train "
         "evaluation.test=/path/to/imagenette/val"
     ): Run(f"steps=2 evaluation.every=2 evaluation.ks=[1] {SMALL}"),
+    # dataset_prep.md
+    (
+        ".venv/bin/python -m franca.train --config configs/recipes/quickstart.yaml data.source=folder "
+        "data.path=/path/to/images output=runs/grey data.channels=1 'data.crops.mean=[0.45]' 'data.crops.std=[0.25]'"
+    ): Run(f"steps=2 {SMALL}"),
     # CONTRIBUTING.md
     "make format": Run(instead="make -n format"),
     "make lint types": Run(instead="make -n lint types"),
@@ -157,11 +164,51 @@ def test_blocks_are_read_as_the_shell_reads_them(tmp_path: Path) -> None:
     assert blocks(document) == [["python -m franca.train --config a.yaml", "ls"], ["pwd"]]
 
 
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a photograph and the teachers that the documents speak of."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (300, 200), "orange").save("photo.jpg")
+    model = VisionTransformer(img_size=28, embed_dim=64, depth=1, num_heads=2)
+    state = {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}
+    description = {"arch": "vit_tiny", "backbone": model.config, "mean": [0.5] * 3, "std": [0.25] * 3}
+    for run in ("quickstart", "vitb14"):
+        folder = tmp_path / "runs" / run
+        folder.mkdir(parents=True)
+        save_teacher(folder / "teacher.pth", state, description)
+    return tmp_path
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_documented_imports_are_there(name: str) -> None:
+def test_documented_python_runs(name: str, trained: Path) -> None:
     for text in code_blocks(ROOT / name, "python"):
-        imports = [node for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)]
-        exec(compile(ast.Module(imports, []), name, "exec"), {})
+        exec(compile(text, name, "exec"), {})
+
+
+def test_features_of_an_own_image_have_the_documented_shapes(trained: Path) -> None:
+    """The comments of the README's block state the shape of the expression before them."""
+    (block,) = code_blocks(ROOT / "README.md", "python")
+    names: dict[str, object] = {"D": 64}
+    exec(compile(block, "README.md", "exec"), names)
+    stated = re.findall(r"^(?:(\w+) = )?(.+?)  # .*?(\(\S[^()]*\))", block, re.MULTILINE)
+    assert len(stated) == 4
+    for variable, expression, shape in stated:
+        assert tuple(eval(variable or expression, names).shape) == eval(shape, names)
+
+
+def anchors(document: Path) -> set[str]:
+    """What `#…` may name in a document: its headings, as GitHub and most viewers turn them into links."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, "CHANGELOG.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for file, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", text)):
+        if "://" not in file:
+            assert (ROOT / (file or name)).exists(), f"{name} links to {file}"
+            assert not anchor or anchor in anchors(ROOT / (file or name)), f"{name} links to {file}#{anchor}"
 
 
 def test_dataset_prep_states_the_limits_of_the_code() -> None:
@@ -172,6 +219,13 @@ def test_dataset_prep_states_the_limits_of_the_code() -> None:
     assert f"about {decode.MAX_PIXELS / 1e6:.0f} megapixels" in text
     assert f"`data.max_broken_share` of the files read ({DataConfig().max_broken_share} by" in text
     assert f"`data.crops.global_size`, {DataConfig().crops.global_size} pixels" in text
+
+
+def test_training_names_every_key_that_a_continued_run_may_change() -> None:
+    text = (ROOT / "training.md").read_text(encoding="utf-8")
+    stated = re.search(r"keys that\s+don't change what is learned \((.*?)\)", text, re.DOTALL)
+    assert stated is not None
+    assert re.findall(r"`([\w.]+)`", stated[1]) == list(OPERATIONAL)
 
 
 @pytest.mark.slow
