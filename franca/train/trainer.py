@@ -105,7 +105,7 @@ class Trainer:
                 trouble = self._after_step(targets, report, stopping=stopped_by is not None)
             if trouble:
                 batches = self._roll_back(trouble)
-            elif stopped_by is not None:
+            elif stopped_by is not None and self.state.step < self.config.steps:
                 raise Interrupted(stopped_by, self.state.step)
 
     def step(self, batches: list[PretrainBatch]) -> tuple[Targets, LossReport]:
