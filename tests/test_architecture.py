@@ -5,6 +5,7 @@ function, under TYPE_CHECKING, or as the literal name given to `import_module` a
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -175,18 +176,60 @@ def test_collectives_live_in_one_module(module: str) -> None:
     assert {name for name in used if allowed is None or not f"{name}.".startswith(f"{allowed}.")} == set()
 
 
-@pytest.mark.parametrize("module", modules())
-def test_no_device_is_built_in(module: str) -> None:
-    calls = [node for node in ast.walk(tree(modules()[module])) if isinstance(node, ast.Call)]
-    assert [f"line {call.lineno}" for call in calls if _called_name(call) == "cuda"] == []
-
-
 def sources() -> list[Path]:
     folders = [*PACKAGES, "scripts"]
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+every_source = pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def accelerators(parsed: ast.Module) -> list[str]:
+    """Where code names an accelerator: `.cuda()`, `torch.cuda`, "cuda:0" and the like. The CPU is always there."""
+    found = []
+    for node in ast.walk(parsed):
+        name = getattr(node, "attr", getattr(node, "value", "") if isinstance(node, ast.Constant) else "")
+        if isinstance(name, str) and re.fullmatch(r"(cuda|mps|xpu|hip)(:\d+)?", name):
+            found.append(f"line {node.lineno}: {name}")
+    return found
+
+
+@every_source
+def test_no_device_is_built_in(path: Path) -> None:
+    assert accelerators(tree(path)) == []
+
+
+@pytest.mark.parametrize("source", ["x.cuda()", "x.to('cuda:1')", "torch.cuda.is_available()", "f(device='mps')"])
+def test_a_device_that_is_built_in_is_noticed(source: str) -> None:
+    assert accelerators(ast.parse(source))
+
+
+def unsafe_calls(parsed: ast.Module) -> list[str]:
+    """Calls that could run what a file or an argument holds: unpickling, evaluating text, a shell."""
+    found = []
+    for call in (node for node in ast.walk(parsed) if isinstance(node, ast.Call)):
+        name, settings = ast.unparse(call.func), {ast.unparse(keyword) for keyword in call.keywords}
+        if (
+            (name == "torch.load" and "weights_only=True" not in settings)
+            or (name == "np.load" and "allow_pickle=False" not in settings)
+            or name in ("eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "yaml.load")
+            or "shell=True" in settings
+        ):
+            found.append(f"line {call.lineno}: {name}")
+    return found
+
+
+@every_source
+def test_reading_a_file_runs_no_code_from_it(path: Path) -> None:
+    assert unsafe_calls(tree(path)) == []
+
+
+@pytest.mark.parametrize("source", ["torch.load(path)", "np.load(p)", "exec(text)", "subprocess.run(line, shell=True)"])
+def test_an_unsafe_call_is_noticed(source: str) -> None:
+    assert unsafe_calls(ast.parse(source))
+
+
+@every_source
 def test_files_and_functions_stay_readable(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= MAX_FILE_LINES, f"{lines} lines: a file holds one idea"

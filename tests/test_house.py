@@ -119,6 +119,23 @@ def test_oldest_torch_is_the_declared_one() -> None:
 
 
 @needs_make
+@pytest.mark.parametrize("target", ["install", "quickstart", "test", "lint", "types", "tests", "format"])
+def test_every_target_does_its_own_set_up(target: str, tmp_path: Path) -> None:
+    """On a machine without .venv: what `make` would run, in which order."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "franca").mkdir()
+    (tmp_path / "franca" / "__init__.py").touch()
+    done = subprocess.run(["make", "-n", target], cwd=tmp_path, capture_output=True, text=True, check=True)
+    made, installed = (done.stdout.find(words) for words in (" -m venv .venv", " -m pip install "))
+    assert 0 <= made < installed
+    assert "-c constraints.txt -e '.[dev]'" in done.stdout
+    used = [place.start() for place in re.finditer(r"\.venv/bin/(?!python -m pip)|make --no-print", done.stdout)]
+    assert all(installed < place for place in used)
+    assert bool(used) == (target != "install")
+
+
+@needs_make
 @pytest.mark.parametrize("found", ["3.10", None])
 def test_make_says_which_python_it_needs(found: str | None, tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
