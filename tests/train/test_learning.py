@@ -10,9 +10,23 @@ from franca.train.logger import read_metrics
 from franca.train.trainer import Trainer
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "recipes" / "imagenette_cpu.yaml"
-SMALL = """steps=60 log.every=20 precision=fp32 optimizer.warmup_steps=20 evaluation.every=0 monitor.every=20
-    model.embed_dim=96 model.depth=3 model.num_heads=3 heads.hidden_dim=128 heads.dino.prototypes=64
-    heads.ibot.prototypes=64 data.batch_size=32 data.crops.global_size=56 data.crops.local_size=28""".split()
+SMALL = [
+    "steps=60",
+    "log.every=20",
+    "precision=fp32",
+    "optimizer.warmup_steps=20",
+    "evaluation.every=0",
+    "monitor.every=20",
+    "model.embed_dim=96",
+    "model.depth=3",
+    "model.num_heads=3",
+    "heads.hidden_dim=128",
+    "heads.dino.prototypes=64",
+    "heads.ibot.prototypes=64",
+    "data.batch_size=32",
+    "data.crops.global_size=56",
+    "data.crops.local_size=28",
+]
 
 
 @pytest.fixture
