@@ -1,4 +1,4 @@
-"""Every command in the documentation runs.
+"""Every command and every piece of Python in the documentation runs.
 
 Each ```bash block of the documents is one script, run line by line in a working folder of its own that looks like a
 clone (the project's files are links, so what a command writes stays in the temporary folder). COMMANDS says how each

@@ -31,7 +31,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 caption { text-align: left; color: var(--muted); padding-bottom: .4rem; }
 th, td { padding: .32rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { font-weight: 600; }
-th:first-child { text-align: left; padding-left: 0; }
+th:first-child { text-align: left; padding-left: 0; position: sticky; left: 0; background: var(--paper); }
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .8rem 1.2rem; margin: 0 0 1rem; }
 dt { color: var(--muted); font-size: .85rem; }
 dd { margin: 0; font-weight: 600; }
