@@ -47,6 +47,14 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     assert _names(ImageFolder(str(root))) == ["a/inner.png", "linked.png", "own.png", "to_elsewhere/far.png"]
 
 
+def test_a_folder_reached_twice_goes_by_its_first_name(tmp_path: Path) -> None:
+    _images(tmp_path / "elsewhere", "far.png")
+    (tmp_path / "root").mkdir()
+    for name in "hbgaecfd":
+        (tmp_path / "root" / name).symlink_to(tmp_path / "elsewhere")
+    assert _names(ImageFolder(str(tmp_path / "root"))) == ["a/far.png"]
+
+
 def test_folders_named_like_images_are_folders(tmp_path: Path) -> None:
     _images(tmp_path, "photos.jpg/inner.png")
     assert _names(ImageFolder(str(tmp_path))) == ["photos.jpg/inner.png"]

@@ -50,6 +50,19 @@ def test_crops_of_one_image_differ() -> None:
     assert not any(torch.equal(a, b) for i, a in enumerate(every) for b in every[:i])
 
 
+def test_each_crop_has_the_size_and_scale_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple] = []
+
+    def note(image: Tensor, size: int, scale: list[float], _: Generator) -> Tensor:
+        asked.append((size, scale))
+        return image
+
+    monkeypatch.setattr(pixel_ops, "random_resized_crop", note)
+    config = _plain(global_size=28, global_scale=[0.4, 0.9], local_size=14, local_scale=[0.1, 0.3], local_count=3)
+    MultiCrop(config)(_image(), _generator())
+    assert asked == [(28, [0.4, 0.9])] * 2 + [(14, [0.1, 0.3])] * 3
+
+
 def test_normalisation() -> None:
     """A plain crop is (value / 255 - mean) / std, channel by channel."""
     image = torch.tensor([255, 0, 51], dtype=torch.uint8).view(3, 1, 1).expand(3, 20, 20)

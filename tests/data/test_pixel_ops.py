@@ -1,7 +1,9 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -70,6 +72,17 @@ def test_a_crop_shows_the_box_it_drew(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(crop[1, 8, 2:-2].float(), (50 + 80 / 16 * centres - 0.5)[2:-2], atol=1.0, rtol=0)
 
 
+@pytest.mark.parametrize("size", [28, 150])
+def test_crops_are_resampled_as_pillow_does(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original's recipe: bicubic, filtered when it shrinks."""
+    monkeypatch.setattr(pixel_ops, "_random_box", lambda *_: (10, 5, 100, 70))
+    image = 64 + _noise(120, 90) // 2  # overshoots, which each cuts off after another pass, stay inside 0 ... 255
+    crop = pixel_ops.random_resized_crop(image, size, [0.3, 1.0], _generator())
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy()).crop((5, 10, 75, 110))
+    expected = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.abs(crop.numpy().astype(int) - expected).max() <= 1
+
+
 @pytest.mark.parametrize("shift", [-0.1, -0.03, 0.0, 0.07, 0.1, 0.5])
 def test_hue_equals_torchvision_to_the_rounding(shift: float) -> None:
     image = _noise()
@@ -106,6 +119,31 @@ def test_jitter_stays_within_its_strengths() -> None:
     assert 57 <= means.min() < 65  # each change may round down
     assert 135 < means.max() <= 141
     assert float(means.mean()) == pytest.approx(100, abs=5)
+
+
+def test_strengths_of_the_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uniform within the recipe's ranges, each change by a number of its own."""
+    ranges = {
+        "adjust_brightness": (0.6, 1.4),
+        "adjust_contrast": (0.6, 1.4),
+        "adjust_saturation": (0.8, 1.2),
+        "shift_hue": (-0.1, 0.1),
+    }
+    drawn: dict[str, list[float]] = {name: [] for name in ranges}
+    for name in ranges:
+        place = pixel_ops if name == "shift_hue" else pixel_ops.F
+        monkeypatch.setattr(place, name, lambda image, strength, name=name: (drawn[name].append(strength), image)[1])
+    generator = _generator()
+    for _ in range(1000):
+        pixel_ops.colour_jitter(_noise(2, 2), generator)
+    for name, (low, high) in ranges.items():
+        strengths = torch.tensor(drawn[name])
+        width = high - low
+        assert low <= strengths.min() < low + 0.02 * width, name
+        assert high - 0.02 * width < strengths.max() <= high, name
+        assert float(strengths.mean()) == pytest.approx((low + high) / 2, abs=0.05 * width), name
+    correlation = torch.corrcoef(torch.tensor([drawn[name] for name in ranges]))
+    assert (correlation - torch.eye(len(ranges))).abs().max() < 0.15
 
 
 def test_jitter_draws_every_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,8 @@ def test_initialisation_leaves_nothing_as_allocated(layers: int) -> None:
             assert not tensor.any(), name
     assert all(last.weight_g.eq(1).all() for last in head.last_layers)
     assert head.matryoshka_projections[-1].weight.std().item() == pytest.approx(0.02, rel=0.1)
+    directions = head.last_layers[-1].weight_v  # to all sides
+    assert directions.mean().abs() < 0.2 * directions.std()
 
 
 def test_config_rebuilds_the_same_head() -> None:

@@ -175,7 +175,10 @@ def test_bfloat16_stays_close(build_backbone: BackboneBuilder) -> None:
     for batch, token in zip(features, exact, strict=True):
         assert batch["x_prenorm"].dtype == torch.float32  # the residual stream keeps its precision
         assert torch.cosine_similarity(batch["x_norm_clstoken"], token).min() > 0.999
-    half = model.to(torch.bfloat16)([batch.bfloat16() for batch in images])
+    maps = model.to(torch.bfloat16).attention_maps(images[0].bfloat16())
+    assert maps.dtype == torch.float32  # bf16 weights would not add up to 1
+    torch.testing.assert_close(maps.sum(-1), torch.ones(maps.shape[:-1]))
+    half = model([batch.bfloat16() for batch in images])
     assert torch.cosine_similarity(half[0].float(), exact[0]).min() > 0.99
 
 
