@@ -22,6 +22,7 @@ FLOORS = {
     "franca.models": 0,
     "franca.distributed": 0,
     "franca.data.masking": 0,
+    "franca.metrics": 0,
     "franca.objective": 1,
     "franca.hub": 1,
     "franca": 2,  # the package itself: only hands on what franca.hub offers

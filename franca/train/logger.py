@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from franca.metrics import read_metrics
 from franca.train.files import replace_text, sync
 
 logger = logging.getLogger(__name__)
@@ -74,17 +75,6 @@ class MetricsFile:
 def _as_json(value: Any) -> Any:
     """JSON has no NaN and no infinity: null stands for them."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics file; a last line cut off by a kill is left out. No file: no lines."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
 
 
 class MissingTracker(ImportError):

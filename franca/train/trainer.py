@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from franca.data.batch import PretrainBatch
 from franca.data.loader import PretrainLoader
 from franca.hub.checkpoint import CheckpointError, save_teacher
+from franca.metrics import read_metrics
 from franca.objective import LossReport, PretrainingObjective, Targets
 from franca.train.build import (
     build_pair,
@@ -26,7 +27,7 @@ from franca.train.build import (
 from franca.train.checkpoint import CheckpointFolder
 from franca.train.config import TrainConfig
 from franca.train.files import publish
-from franca.train.logger import RunLogger, read_metrics
+from franca.train.logger import RunLogger
 from franca.train.meter import Meter
 from franca.train.monitor import Monitor
 from franca.train.optimizer import apply_schedules, build_optimizer, clip_gradients, step_if_finite

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+from franca.metrics import read_metrics
 from franca.train.__main__ import main
 from franca.train.config import load_config
-from franca.train.logger import read_metrics
 from franca.train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]

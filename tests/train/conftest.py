@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from franca.metrics import read_metrics
 from franca.train.checkpoint import leaves
 from franca.train.config import TrainConfig, load_config
-from franca.train.logger import read_metrics
 from franca.train.trainer import Trainer
 
 TINY = """\

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from franca.metrics import read_metrics
 from franca.train.config import load_config
-from franca.train.logger import read_metrics
 from franca.train.trainer import Trainer
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "recipes" / "imagenette_cpu.yaml"

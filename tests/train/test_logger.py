@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from franca.metrics import read_metrics
 from franca.train import logger
 from franca.train.config import TrainConfig
-from franca.train.logger import LogConfig, MetricsFile, MissingTracker, RunLogger, read_metrics
+from franca.train.logger import LogConfig, MetricsFile, MissingTracker, RunLogger
 from franca.train.trainer import Trainer
 
 LINE = {"step": 10, "loss": 1.25, "images_per_second": 31.9, "data_wait": 0.257}

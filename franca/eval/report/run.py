@@ -1,6 +1,5 @@
 """A finished or interrupted pretraining run, read from its folder."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from franca.data.loader import DataConfig
 from franca.data.sources import Source
 from franca.hub import describe, load_model
+from franca.metrics import read_metrics
 from franca.models import VisionTransformer
 
 
@@ -99,7 +99,7 @@ def load_run(folder: str | Path) -> Run:
         settings=settings,
         data=data,
         source=data.build_source(),
-        lines=read_lines(folder / "metrics.jsonl"),
+        lines=read_metrics(folder / "metrics.jsonl"),
         trained=trained,
         untrained=build_untrained(trained.config, settings.seed),
     )
@@ -113,14 +113,3 @@ def build_untrained(config: Mapping[str, Any], seed: int) -> VisionTransformer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return VisionTransformer(**config).eval()
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics file; one that a kill cut off is left out. No file: no lines."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
