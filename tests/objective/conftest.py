@@ -1,7 +1,6 @@
 """Small pairs and batches that the objective's tests share."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from franca.data.batch import PretrainBatch
 from franca.models import MatryoshkaHead, VisionTransformer
 from franca.objective import Encoder, StudentTeacher
 
@@ -16,46 +16,31 @@ PATCH, GLOBAL, LOCAL, WIDTH = 4, 16, 8, 16
 N_PATCHES = (GLOBAL // PATCH) ** 2
 
 
-@dataclass
-class SmallBatch:
-    """The fields that the objective reads (legend in franca/objective/pretraining.py)."""
-
-    global_crops: Tensor
-    local_crops: Tensor | None
-    masks: Tensor
-    mask_indices: Tensor
-    mask_weights: Tensor
-    mask_valid: Tensor
-    n_images: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.n_images = len(self.global_crops) // 2
-
-
 @pytest.fixture
-def form_batch() -> Callable[..., SmallBatch]:
+def form_batch() -> Callable[..., PretrainBatch]:
     """`form_batch(global_crops, local_crops, masks, padding)`: indices and weights as the masks ask for them."""
     return _form_batch
 
 
-def _form_batch(global_crops: Tensor, local_crops: Tensor | None, masks: Tensor, padding: int) -> SmallBatch:
+def _form_batch(global_crops: Tensor, local_crops: Tensor | None, masks: Tensor, padding: int) -> PretrainBatch:
     indices = masks.flatten().nonzero().flatten()
     weights = (1 / masks.sum(dim=1).clamp(min=1)).repeat_interleave(masks.sum(dim=1))
-    return SmallBatch(
+    return PretrainBatch(
         global_crops,
         local_crops,
         masks,
         mask_indices=torch.cat([indices, indices.new_zeros(padding)]),
         mask_weights=torch.cat([weights, weights.new_zeros(padding)]),
         mask_valid=torch.arange(len(indices) + padding) < len(indices),
+        n_images=len(global_crops) // 2,
     )
 
 
 @pytest.fixture
-def make_batch() -> Callable[..., SmallBatch]:
+def make_batch() -> Callable[..., PretrainBatch]:
     def make(
         n_images: int = 4, n_local: int | None = 2, masked: bool = True, padding: int = 3, seed: int = 0
-    ) -> SmallBatch:
+    ) -> PretrainBatch:
         generator = torch.Generator().manual_seed(seed)
         masks = torch.zeros(2 * n_images, N_PATCHES, dtype=torch.bool)
         if masked:  # every second crop; another number of patches each

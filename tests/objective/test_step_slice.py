@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from franca.data.batch import PretrainBatch
 from franca.models import MatryoshkaHead, VisionTransformer
 from franca.objective import Encoder, LossReport, ObjectiveConfig, PretrainingObjective, StudentTeacher
 
@@ -85,22 +86,11 @@ def build_pair(reference: Reference) -> StudentTeacher:
     return pair.train()
 
 
-@dataclass
-class PaddedBatch:
-    global_crops: Tensor
-    local_crops: Tensor
-    masks: Tensor
-    mask_indices: Tensor
-    mask_weights: Tensor
-    mask_valid: Tensor
-    n_images: int
-
-
-def build_batch(reference: Reference) -> PaddedBatch:
+def build_batch(reference: Reference) -> PretrainBatch:
     """The reference's batch, its patch rows padded to the upper bound."""
     data = reference.part("data")
     real, rows = len(data["mask_indices_list"]), int(data["upperbound"])
-    return PaddedBatch(
+    return PretrainBatch(
         data["collated_global_crops"],
         data["collated_local_crops"],
         data["collated_masks"],
