@@ -79,11 +79,14 @@ class PretrainLoader:
 
     Sample n = batch number * batch_size + place shows image shuffled(n mod len) of epoch n div len, augmented by
     (seed, n); masks are drawn from (seed, batch number). Workers change who computes a batch, never its content.
-    skipped: what could not be read so far.
+    pin_memory: put batches where an accelerator can fetch them by itself. skipped: what could not be read so far.
     """
 
-    def __init__(self, source: Source, config: DataConfig, seed: int, patch_size: int) -> None:
+    def __init__(
+        self, source: Source, config: DataConfig, seed: int, patch_size: int, pin_memory: bool = False
+    ) -> None:
         self.config = config
+        self.pin_memory = pin_memory
         self.skipped = SkipLog(config.max_broken_share, len(source))
         self._batches = _Batches(source, config, seed, patch_size)
 
@@ -126,7 +129,7 @@ class PretrainLoader:
             prefetch_factor=self.config.prefetch if workers else None,
             worker_init_fn=_leave_process_group,
             multiprocessing_context=_start_method(self.config.start_method) if workers else None,
-            pin_memory=torch.accelerator.is_available(),
+            pin_memory=self.pin_memory,
             generator=torch.Generator(),  # else the loader draws a seed from the run's random state
         )
 

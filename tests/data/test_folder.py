@@ -1,10 +1,11 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from franca.data.errors import EmptyFolder, MissingFolder
+from franca.data.errors import DataError, EmptyFolder, MissingFolder
 from franca.data.sources.folder import ImageFolder
 
 
@@ -157,3 +158,18 @@ def test_real_folders(data_dir: Path) -> None:
         for index in range(0, len(source), max(1, len(source) // 5)):
             assert source.name(index).split("/")[0] == source.classes[source.labels[index]]
             assert source.load(index).shape[0] == 3
+
+
+def test_a_subfolder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silent gap in the data would be worse; root may read everything, so the refusal is simulated."""
+    (tmp_path / "locked").mkdir()
+    scandir = os.scandir
+
+    def refuse(place: str) -> Iterator[os.DirEntry[str]]:
+        if "locked" in place:
+            raise PermissionError(place)
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"locked.*may not be read"):
+        ImageFolder(str(tmp_path))

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from franca.data.decode import EXTENSIONS, read_image
-from franca.data.errors import EmptyFolder, MissingFolder, UnreadableImage
+from franca.data.errors import DataError, EmptyFolder, MissingFolder, UnreadableImage
 
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 FILES_TRIED = 100  # how many unreadable files, spread over the list, make a folder unusable
@@ -76,8 +76,11 @@ def _image_files(root: str) -> Iterator[str]:
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
-        with os.scandir(place) as entries:
-            listing = sorted(entries, key=lambda entry: entry.name, reverse=True)
+        try:
+            with os.scandir(place) as entries:
+                listing = sorted(entries, key=lambda entry: entry.name, reverse=True)
+        except PermissionError:
+            raise DataError(f"the folder {place!r} may not be read: change its permissions, or move it away") from None
         for entry in listing:
             if entry.name.startswith("."):
                 continue
