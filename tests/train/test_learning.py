@@ -1,10 +1,10 @@
 """On real images a short run of the shipped recipe learns something; that it learns much is measured in training.md."""
 
-import math
 from pathlib import Path
 
 import pytest
 
+from franca.eval.figures.curves import uniform_losses
 from franca.metrics import read_metrics
 from franca.train.config import load_config
 from franca.train.trainer import Trainer
@@ -43,14 +43,8 @@ def test_the_student_predicts_the_teacher_better_than_a_guess(real_images: Path,
     trainer = Trainer(config)
     trainer.run()
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
-    guess = sum(math.log(count) for count in trainer.pair.student.dino_head.prototypes)
-    local = config.data.crops.local_count
-    # Weights of the terms with every cross-entropy at log K; half of the global crops are masked.
-    uniform = {
-        "crop_local": guess * 2 * local / (2 + 2 * local),
-        "crop_global": guess * 2 / (2 + 2 * local),
-        "patch": guess * config.data.mask.probability,
-    }
+    counts = {head: getattr(trainer.pair.student, head).prototypes for head in ("dino_head", "ibot_head")}
+    uniform = uniform_losses(counts, config.data.crops.local_count, config.data.mask.probability)
     for term, value in uniform.items():
         assert lines[-1][term] < 0.99 * value < lines[0][term], f"{term}: {lines[0][term]} -> {lines[-1][term]}"
     readings = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "verdict" in line]
