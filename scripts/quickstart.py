@@ -2,7 +2,7 @@
 
     python scripts/quickstart.py [--data PATH] [--output report] [key=value …]
 
-About six minutes on two CPU cores. Stopped at any moment, the same command continues; finished, it writes the report
+Minutes on two CPU cores. Stopped at any moment, the same command continues; finished, it writes the report
 again. Options of the training (steps=100, optimizer.lr=1e-3, …) follow as key=value.
 """
 
