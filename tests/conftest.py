@@ -1,9 +1,11 @@
-"""What all tests share: the folders of reference values and images, and the count of tests that lacked them."""
+"""What all tests share: folders of reference values and images, the count of tests that lacked them, drawn images."""
 
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 FOLDERS = ("FRANCA_PARITY", "FRANCA_DATA")
 # Resolved once, at the start: a test may change the working directory.
@@ -32,6 +34,19 @@ def parity_dir() -> Path:
 def data_dir() -> Path:
     """The folder of real images (FRANCA_DATA); skips the test when it is not set."""
     return _folder("FRANCA_DATA")
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten smooth images in each of two class folders."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for label in ("cats", "dogs"):
+        (folder / label).mkdir()
+        for number in range(10):
+            coarse = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+            coarse.resize((40, 40), Image.Resampling.BICUBIC).save(folder / label / f"{number}.png")
+    return folder
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

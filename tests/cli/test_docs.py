@@ -18,7 +18,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -125,19 +124,6 @@ def as_run(command: str, images: Path) -> str:
     for written, real in PLACEHOLDERS.items():
         line = line.replace(written, real.format(images=images))
     return line
-
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve small images in each of two class folders."""
-    folder = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
-    for label in ("cats", "dogs"):
-        (folder / label).mkdir()
-        for number in range(12):
-            pixels = random.integers(0, 256, (40, 48, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / label / f"{number}.png")
-    return folder
 
 
 @pytest.fixture

@@ -7,10 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from franca.metrics import read_metrics
@@ -38,19 +36,6 @@ monitor: {every: 2}
 log: {every: 1}
 """
 TIMING = ("images_per_second", "data_wait")
-
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten smooth images in each of two class folders."""
-    folder = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
-    for label in ("cats", "dogs"):
-        (folder / label).mkdir()
-        for number in range(10):
-            coarse = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8))
-            coarse.resize((40, 40), Image.Resampling.BICUBIC).save(folder / label / f"{number}.png")
-    return folder
 
 
 @pytest.fixture(scope="session")
