@@ -4,7 +4,7 @@ Legend: B images, N patches, R registers, D width.
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ class Features(TypedDict):
     x_norm_patchtokens: Tensor  # (B, N, D)
     x_prenorm: Tensor  # (B, 1 + R + N, D): class token, registers, patches
     masks: Tensor | None  # (B, N), as given
+    patch_token_rasa: NotRequired[Tensor]  # (B, N, D) patch tokens without position, where the RASA head was asked for
 
 
 def as_lists(images: Tensor | Sequence[Tensor], masks: Tensor | Masks | None) -> tuple[Sequence[Tensor], Masks]:

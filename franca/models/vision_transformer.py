@@ -15,10 +15,15 @@ from franca.models.features import Features, Masks, as_lists
 from franca.models.feed_forward import FEED_FORWARDS
 from franca.models.patch_embed import PatchEmbed
 from franca.models.position_embedding import resample_positions
+from franca.models.rasa_head import RASAHead
 
 
 class VisionTransformer(nn.Module):
     """Vision Transformer with a class token, learned positions and optional registers.
+
+    Two things may be attached to a trained one, and are None otherwise: `rasa_head`, which adds debiased patch features
+    beside the others (`use_rasa_head=True`), and `patch_map`, a linear map (D -> D) of the last block's patch tokens
+    after the last norm, into which such a head was folded.
 
     Args:
         img_size: side in pixels of the square image whose patch grid the positions are stored for.
@@ -75,6 +80,8 @@ class VisionTransformer(nn.Module):
             Block(embed_dim, num_heads, hidden, ffn, init_values, drop_path_rate) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.rasa_head: RASAHead | None = None
+        self.patch_map: nn.Linear | None = None
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -92,22 +99,32 @@ class VisionTransformer(nn.Module):
                 module.reset_parameters()
 
     @overload
-    def forward_features(self, images: Tensor, masks: Tensor | None = None) -> Features: ...
-    @overload
-    def forward_features(self, images: Sequence[Tensor], masks: Masks | None = None) -> list[Features]: ...
     def forward_features(
-        self, images: Tensor | Sequence[Tensor], masks: Tensor | Masks | None = None
+        self, images: Tensor, masks: Tensor | None = None, use_rasa_head: bool = False
+    ) -> Features: ...
+    @overload
+    def forward_features(
+        self, images: Sequence[Tensor], masks: Masks | None = None, use_rasa_head: bool = False
+    ) -> list[Features]: ...
+    def forward_features(
+        self, images: Tensor | Sequence[Tensor], masks: Tensor | Masks | None = None, use_rasa_head: bool = False
     ) -> Features | list[Features]:
         """Features of images (B, C, H, W), or of a list of such batches, each of its own size.
 
         Args:
             images: a batch, or a list of batches.
             masks: (B, N) bool, True where the mask token replaces a patch; for a list, a list that may hold None.
+            use_rasa_head: add `patch_token_rasa`, the patch tokens without position (paper Sec. 2.3).
 
         Raises:
-            ValueError: for image sizes that the patch does not divide, or masks that are not (B, N) bool.
+            ValueError: for image sizes that the patch does not divide, masks that are not (B, N) bool, or
+                `use_rasa_head` without a head.
         """
         features = self._features(*as_lists(images, masks))
+        if use_rasa_head:
+            head = self._rasa_head()
+            for batch in features:
+                batch["patch_token_rasa"] = head(batch["x_norm_patchtokens"])
         return features[0] if isinstance(images, Tensor) else features
 
     @overload
@@ -134,16 +151,19 @@ class VisionTransformer(nn.Module):
             n: the last n blocks, or a list of block numbers from 0.
             reshape: (B, D, h, w) instead of (B, N, D).
             return_class_token: pairs (patches, class token (B, D)) instead of patches.
-            norm: apply the last norm.
+            norm: apply the last norm, and to the last block's patches also `patch_map` where there is one.
 
         Raises:
             ValueError: if `n` asks for a block that does not exist.
         """
         grid = self.patch_embed.grid(images)
         results = []
-        for tokens in self._block_outputs(images, self._block_numbers(n)):
+        numbers = self._block_numbers(n)
+        for number, tokens in zip(sorted(set(numbers)), self._block_outputs(images, numbers), strict=True):
             tokens = self.norm(tokens) if norm else tokens
             patches = tokens[:, 1 + self.num_register_tokens :]
+            if norm and number == len(self.blocks) - 1:
+                patches = self._mapped(patches)
             if reshape:
                 patches = patches.transpose(1, 2).unflatten(2, grid).contiguous()
             results.append((patches, tokens[:, 0]) if return_class_token else patches)
@@ -170,12 +190,26 @@ class VisionTransformer(nn.Module):
             Features(
                 x_norm_clstoken=normed[:, 0],
                 x_norm_regtokens=normed[:, 1:first],
-                x_norm_patchtokens=normed[:, first:],
+                x_norm_patchtokens=self._mapped(normed[:, first:]),
                 x_prenorm=prenorm,
                 masks=mask,
             )
             for normed, prenorm, mask in batches
         ]
+
+    def _mapped(self, patches: Tensor) -> Tensor:
+        """The last block's patch tokens after the norm -> what the model returns of them."""
+        return patches if self.patch_map is None else self.patch_map(patches)
+
+    def _rasa_head(self) -> RASAHead:
+        if self.rasa_head is not None:
+            return self.rasa_head
+        if self.patch_map is not None:
+            raise ValueError("use_rasa_head=True: RASA is folded into this model, x_norm_patchtokens hold no position")
+        raise ValueError(
+            "use_rasa_head=True, but no RASA head is attached: load the model with use_rasa_head=True, train one with "
+            "python -m rasa.train, or set model.rasa_head"
+        )
 
     def _embed(self, images: Sequence[Tensor], masks: Masks) -> tuple[Tensor, Sizes]:
         """Batches of images -> the flat sequence (T, D) and its sizes."""
