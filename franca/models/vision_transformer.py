@@ -180,6 +180,23 @@ class VisionTransformer(nn.Module):
         """Position embedding for a patch grid (h, w): (1, 1 + h * w, D), the class token's first."""
         return resample_positions(self.pos_embed, grid, self.interpolate_offset, self.interpolate_antialias)
 
+    def set_resolution(self, img_size: int) -> None:
+        """Store the positions for square images of `img_size` pixels, resampled as the forward pass does it.
+
+        Features at that size stay what they were; at others they may change a little. For fine-tuning: `pos_embed`
+        becomes a new parameter, so an optimizer must be built afterwards.
+
+        Raises:
+            ValueError: if `img_size` is not a multiple of the patch.
+        """
+        config = self.config | {"img_size": img_size}
+        _check(config)
+        grid = img_size // self.patch_size
+        if grid != self.grid:
+            positions = self.positions((grid, grid)).detach().clone()
+            self.pos_embed = nn.Parameter(positions, requires_grad=self.pos_embed.requires_grad)
+            self.grid, self.config = grid, config
+
     def _features(self, images: Sequence[Tensor], masks: Masks) -> list[Features]:
         tokens, sizes = self._embed(images, masks)
         for block in self.blocks:
