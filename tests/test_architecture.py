@@ -23,6 +23,8 @@ FLOORS = {
     "franca.distributed": 0,
     "franca.data.masking": 0,
     "franca.metrics": 0,
+    "franca.config": 0,
+    "franca.devices": 1,
     "franca.objective": 1,
     "franca.hub": 1,
     "franca": 2,  # the package itself: only hands on what franca.hub offers

@@ -7,13 +7,15 @@ import sys
 
 import torch
 
+from franca.config import ConfigError, dump_config
 from franca.data.errors import DataError
 from franca.data.sources import SOURCES
+from franca.devices import choose_device, choose_precision
 from franca.eval.online import OnlineKNN
 from franca.eval.parts import split_in_two
 from franca.hub.checkpoint import CheckpointError
-from franca.train.build import build_pair, build_source, choose_device, choose_precision, refused_as
-from franca.train.config import ConfigError, TrainConfig, dump_config, load_config
+from franca.train.build import build_pair, build_source, refused_as
+from franca.train.config import TrainConfig, load_config
 from franca.train.logger import MissingTracker
 from franca.train.recovery import NonFiniteLoss
 from franca.train.stopping import Interrupted

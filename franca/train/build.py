@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from franca.config import ConfigError, dump_config
 from franca.data.sources import Source
 from franca.models import BACKBONES, MatryoshkaHead, VisionTransformer
 from franca.objective import Encoder, StudentTeacher
-from franca.train.config import ConfigError, TrainConfig, dump_config, load_config
+from franca.train.config import TrainConfig, load_config
 from franca.train.files import held, replace_text
 
 # Keys, and groups of keys, that may differ when a run is continued: they don't change what is learned.
@@ -21,44 +21,6 @@ OPERATIONAL = (
     *("output", "device", "data.workers", "data.prefetch", "data.start_method", "data.max_broken_share"),
     *("checkpoint", "evaluation", "monitor", "recovery", "log"),
 )
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto``: this machine's accelerator, else the CPU; otherwise the named device."""
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={name!r} can't be used here ({str(error).splitlines()[0]}); try auto") from None
-    return device
-
-
-def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """Type for autocast, None for plain fp32. ``auto``: bf16 where the device computes in it."""
-    if name == "bf16" or (name == "auto" and _computes_in_bf16(device)):
-        return torch.bfloat16
-    return None
-
-
-def _computes_in_bf16(device: torch.device) -> bool:
-    if device.type == "cpu":  # every CPU can emulate it, few have instructions for it
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return torch.bfloat16 in torch.accelerator.get_device_capability(device)["supported_dtypes"]
-
-
-@contextmanager
-def compute_in(precision: torch.dtype | None, device: torch.device) -> Iterator[None]:
-    """Autocast to ``precision``; None: as the parameters are."""
-    with ExitStack() as stack:
-        if precision is not None:
-            stack.enter_context(torch.autocast(device.type, dtype=precision))
-            if device.type == "cpu":
-                # The fused CPU kernel's backward is three times slower in bf16 than the plain products.
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield
 
 
 def build_backbone(config: TrainConfig, drop_path_rate: float) -> VisionTransformer:

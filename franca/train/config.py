@@ -1,15 +1,10 @@
 """The whole configuration of a pretraining run: typed defaults <- YAML file <- ``key=value`` on the command line."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
-
+from franca.config import ConfigError, read_config
 from franca.data.loader import DataConfig
 from franca.models import BACKBONES
 from franca.objective import ObjectiveConfig
@@ -19,10 +14,6 @@ from franca.train.monitor import MonitorConfig
 from franca.train.optimizer import OptimizerConfig
 from franca.train.recovery import RecoveryConfig
 from franca.train.schedules import Schedules, TeacherConfig
-
-
-class ConfigError(ValueError):
-    """A configuration that can't be run; the message names the key, its value and what to do."""
 
 
 @dataclass
@@ -178,55 +169,5 @@ class TrainConfig:
 
 
 def load_config(file: str | Path | None = None, overrides: list[str] | None = None) -> TrainConfig:
-    """Read ``file`` (YAML) over the typed defaults, then ``overrides`` (``key=value``).
-
-    Raises:
-        ConfigError: unknown key (the nearest one is named), wrong type, value out of range, missing file.
-    """
-    merged = OmegaConf.structured(TrainConfig)
-    if file is not None:
-        with _errors_from(str(file)):
-            merged = OmegaConf.merge(merged, _read_yaml(Path(file)))
-    with _errors_from("command line"):
-        merged = OmegaConf.merge(merged, _read_overrides(overrides or []))
-    with _errors_from("configuration"):
-        config = OmegaConf.to_object(merged)
-    assert isinstance(config, TrainConfig)
-    return config
-
-
-@contextmanager
-def _errors_from(source: str) -> Iterator[None]:
-    """Whatever is wrong becomes a ConfigError that says where it came from."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except OmegaConfBaseException as error:
-        key = f" (key {error.full_key})" if error.full_key else ""
-        raise ConfigError(f"{source}{key}: {str(error).splitlines()[0]}") from None
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source}: can't be read as YAML: {' '.join(str(error).split())}") from None
-    except ValueError as error:  # from a __post_init__: names the key itself
-        raise ConfigError(str(error)) from None
-
-
-def dump_config(config: TrainConfig) -> str:
-    """The resolved configuration as YAML; ``load_config`` of a file that holds it gives it back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def _read_yaml(path: Path) -> DictConfig:
-    if not path.is_file():
-        raise ConfigError(f"config file {str(path)!r} does not exist; the shipped ones lie in configs/")
-    content = OmegaConf.load(path)
-    if not isinstance(content, DictConfig):
-        raise ConfigError(f"config file {str(path)!r} holds a list; expected keys such as 'steps: 1000'")
-    return content
-
-
-def _read_overrides(overrides: list[str]) -> DictConfig:
-    for override in overrides:
-        if "=" not in override or override.startswith("-"):
-            raise ConfigError(f"command line: {override!r} is not of the form key=value")
-    return OmegaConf.from_dotlist(overrides)
+    """Read ``file`` (YAML) over the defaults above, then ``overrides`` (``key=value``). Raises ConfigError."""
+    return read_config(TrainConfig, file, overrides)

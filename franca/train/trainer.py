@@ -10,16 +10,14 @@ from torch import Tensor, nn
 
 from franca.data.batch import PretrainBatch
 from franca.data.loader import PretrainLoader
+from franca.devices import choose_device, choose_precision, compute_in
 from franca.hub.checkpoint import CheckpointError, save_teacher
 from franca.metrics import read_metrics
 from franca.objective import LossReport, PretrainingObjective, Targets
 from franca.train.build import (
     build_pair,
     build_source,
-    choose_device,
-    choose_precision,
     claim_run_folder,
-    compute_in,
     describe_teacher,
     flatten,
     sole_owner,

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from franca.config import ConfigError, dump_config
 from franca.train.build import build_pair
-from franca.train.config import ConfigError, TrainConfig, dump_config, load_config
+from franca.train.config import TrainConfig, load_config
 from franca.train.optimizer import build_optimizer
 
 ROOT = Path(__file__).resolve().parents[2]

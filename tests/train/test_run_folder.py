@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from franca.config import ConfigError
 from franca.hub import checkpoint as hub_checkpoint
 from franca.train import files
 from franca.train.build import OPERATIONAL, claim_run_folder, flatten
-from franca.train.config import ConfigError, TrainConfig, load_config
+from franca.train.config import TrainConfig, load_config
 from franca.train.trainer import Trainer
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from franca.config import ConfigError
 from franca.data.batch import PretrainBatch
-from franca.train.build import choose_device, choose_precision, compute_in
-from franca.train.config import ConfigError, TrainConfig
+from franca.devices import choose_device, choose_precision, compute_in
+from franca.train.config import TrainConfig
 from franca.train.trainer import LEVELLED, TERMS, Trainer
 
 close = pytest.approx
