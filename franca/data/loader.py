@@ -23,7 +23,8 @@ from franca.data.sources import SOURCES, Source
 REPLACEMENTS = 50  # draws for one sample before the loader gives up
 
 
-def _spare_cores() -> int:
+def spare_cores() -> int:
+    """Worker processes by default: one core less than there are, at most 8."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(allowed - 1, 8)
 
@@ -45,7 +46,7 @@ class DataConfig:
     path: str = ""
     channels: int = 3
     batch_size: int = 32
-    workers: int = field(default_factory=_spare_cores)
+    workers: int = field(default_factory=spare_cores)
     prefetch: int = 2
     start_method: str = "auto"
     max_broken_share: float = 0.1

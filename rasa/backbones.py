@@ -1,0 +1,192 @@
+"""Any ViT as one function: images (B, C, S, S) -> patch features (B, h, w, D) in fp32.
+
+Legend: B images, T tokens, N = h * w patches, D width.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from franca.hub.load import ENTRY_POINTS
+from torch import Tensor, nn
+
+from franca.data.multi_crop import IMAGENET_MEAN, IMAGENET_STD
+from franca.hub import describe, load_model
+from rasa.errors import RasaError
+
+MOST_PREFIX_TOKENS = 64  # class token and registers; more tokens than that beside the grid are no prefix
+
+
+@dataclass
+class BackboneConfig:
+    """The network whose patch features are debiased.
+
+    kind: "franca" (name: an entry point such as franca_vitb14, or a checkpoint file of any layout franca.hub reads,
+    official DINOv2 files among them), "timm" (name: a model of timm, or local-dir:FOLDER), "transformers" (name: a
+    model id or folder), "torch_hub" (name: an entry point of `repo`, such as dinov2_vitb14 of
+    facebookresearch/dinov2), "callable" (name: module:function, which returns the network or function).
+    """
+
+    kind: str = "franca"
+    name: str = "franca_vitb14"
+    repo: str = ""  # torch_hub alone: owner/name, or a local clone
+    weights: str | None = None  # franca entry points alone: which published weights
+    num_heads: int | None = None  # checkpoint files alone: attention heads, where the file doesn't tell
+    mean: list[float] | None = None  # of pixel values in [0, 1]; None: what the model states, else ImageNet's
+    std: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in LOADERS:
+            raise ValueError(f"backbone.kind={self.kind!r}: choose one of {', '.join(LOADERS)}")
+        if not self.name:
+            raise ValueError("backbone.name is empty: name the model, its file or its folder")
+        if bool(self.repo) != (self.kind == "torch_hub"):
+            raise ValueError(f"backbone.repo={self.repo!r} belongs to backbone.kind=torch_hub, which needs it")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(f"backbone.mean={self.mean}, backbone.std={self.std}: set both or neither")
+
+    def load(self) -> "Backbone":
+        """The network, in eval mode on the CPU. Raises whatever its library raises, and RasaError."""
+        model, mean, std = LOADERS[self.kind](self)
+        if isinstance(model, nn.Module):
+            model.eval().requires_grad_(False)
+        return Backbone(model, self.mean or mean, self.std or std, f"{self.kind}:{self.name}")
+
+
+@dataclass
+class Backbone:
+    """A frozen network, or any function, that turns images into patch tokens.
+
+    It may return (B, T, D) tokens with the patches last (class token and registers before them), (B, D, h, w) maps, a
+    dictionary with `x_norm_patchtokens` (Franca, DINOv2), or an output with `last_hidden_state` (transformers).
+    """
+
+    model: Callable[..., Any]
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+    name: str = "backbone"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, C, S, S) normalised images -> (B, h, w, D). Raises RasaError when the tokens form no square grid."""
+        return patch_grid(features_of(self.model, images), images.shape[-1], self.name)
+
+    def to(self, device: torch.device) -> None:
+        """Move the network, where it is one."""
+        if isinstance(self.model, nn.Module):
+            self.model.to(device)
+
+
+def features_of(model: Callable[..., Any], images: Tensor) -> Any:
+    """What a network offers as its features: `forward_features` where it has one (Franca, DINOv2, timm)."""
+    forward = getattr(model, "forward_features", model)
+    return forward(images)
+
+
+def patch_grid(output: Any, side: int, name: str) -> Tensor:
+    """A network's output for square images of `side` pixels -> its patch features (B, h, w, D), fp32.
+
+    Raises:
+        RasaError: no tensor of tokens, tokens that form no square grid, or values that are not finite.
+    """
+    tokens = _tokens(output, name)
+    if tokens.ndim == 4:
+        grid = tokens.permute(0, 2, 3, 1)
+    elif tokens.ndim == 3:
+        grid = _without_prefix(tokens, exact=isinstance(output, Mapping), side=side, name=name)
+    else:
+        raise RasaError(f"{name} returned a tensor of shape {tuple(tokens.shape)}; expected (B, T, D) or (B, D, h, w)")
+    if grid.shape[1] != grid.shape[2] or grid.shape[1] < 2:
+        raise RasaError(
+            f"{name}: patch tokens of {side}-pixel images form a grid of {tuple(grid.shape[1:3])}; RASA needs a square "
+            "one of at least 2 x 2: change data.size"
+        )
+    return grid.float()
+
+
+def _tokens(output: Any, name: str) -> Tensor:
+    if isinstance(output, Mapping) and "x_norm_patchtokens" in output:
+        return _tensor(output["x_norm_patchtokens"], name)
+    return _tensor(getattr(output, "last_hidden_state", output), name)
+
+
+def _tensor(value: Any, name: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise RasaError(
+            f"{name} returned {type(value).__name__}; expected a tensor, a dictionary with x_norm_patchtokens, or an "
+            "output with last_hidden_state: wrap it in a function of your own (backbone.kind=callable)"
+        )
+    return value
+
+
+def _without_prefix(tokens: Tensor, exact: bool, side: int, name: str) -> Tensor:
+    """(B, T, D) -> (B, s, s, D), s the largest square that fits; what is left over are class token and registers."""
+    count = tokens.shape[1]
+    root = isqrt(count)
+    prefix = count - root * root
+    if prefix > (0 if exact else MOST_PREFIX_TOKENS) or root < 2:
+        raise RasaError(
+            f"{name} returned {count} tokens for an image of {side} x {side} pixels, which form no square grid of "
+            "patches: RASA needs one token per patch (is it pooled, or does it drop or merge tokens?)"
+        )
+    return tokens[:, prefix:].unflatten(1, (root, root))
+
+
+def _franca(config: BackboneConfig) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    if config.name in ENTRY_POINTS:
+        return load_model(config.name, weights=config.weights), IMAGENET_MEAN, IMAGENET_STD
+    about = describe(config.name)
+    model = load_model(checkpoint=config.name, num_heads=config.num_heads)
+    return model, about.get("mean", IMAGENET_MEAN), about.get("std", IMAGENET_STD)
+
+
+def _timm(config: BackboneConfig) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    timm = _library("timm")
+    model = timm.create_model(config.name, pretrained=True, num_classes=0, dynamic_img_size=True)
+    stated = model.pretrained_cfg
+    return model, stated.get("mean", IMAGENET_MEAN), stated.get("std", IMAGENET_STD)
+
+
+def _transformers(config: BackboneConfig) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    transformers = _library("transformers")
+    model = transformers.AutoModel.from_pretrained(config.name)
+    with contextlib.suppress(OSError, ValueError):  # no preprocessor_config.json
+        stated = transformers.AutoImageProcessor.from_pretrained(config.name)
+        return model, stated.image_mean, stated.image_std
+    return model, IMAGENET_MEAN, IMAGENET_STD
+
+
+def _torch_hub(config: BackboneConfig) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    source = "local" if Path(config.repo).is_dir() else "github"
+    return torch.hub.load(config.repo, config.name, source=source), IMAGENET_MEAN, IMAGENET_STD
+
+
+def _callable(config: BackboneConfig) -> tuple[Callable[..., Any], Sequence[float], Sequence[float]]:
+    module, _, function = config.name.partition(":")
+    try:
+        model = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RasaError(
+            f"backbone.name={config.name!r} is no module:function that can be imported from here ({error})"
+        ) from error
+    return model, getattr(model, "mean", IMAGENET_MEAN), getattr(model, "std", IMAGENET_STD)
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise RasaError(f"backbone.kind={name} needs the package {name}: pip install {name}") from error
+
+
+LOADERS: dict[str, Callable[[BackboneConfig], tuple[Callable[..., Any], Sequence[float], Sequence[float]]]] = {
+    "franca": _franca,
+    "timm": _timm,
+    "transformers": _transformers,
+    "torch_hub": _torch_hub,
+    "callable": _callable,
+}

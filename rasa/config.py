@@ -1,0 +1,64 @@
+"""The whole configuration of ``python -m rasa.train``: typed defaults <- YAML file <- ``key=value``."""
+
+from dataclasses import dataclass, field
+
+from franca.config import ConfigError
+from rasa.backbones import BackboneConfig
+from rasa.crops import CropsConfig
+from rasa.patches import CacheConfig
+from rasa.solvers import GradientConfig
+
+SOLVERS = ("closed_form", "gradient")
+
+
+@dataclass
+class EvidenceConfig:
+    """What is measured before and after, on full grids of patches.
+
+    images: so many crops to fit a fresh predictor on and at most so many held-out ones to score on; 0: no evidence.
+    clusters: of k-means; 0: one for every 50 patches, 512 at most. pictures: images that PCA pictures show.
+    """
+
+    images: int = 400
+    clusters: int = 0
+    pictures: int = 6
+
+    def __post_init__(self) -> None:
+        if self.images < 0 or self.clusters < 0 or self.pictures < 1:
+            raise ConfigError(
+                f"evidence.images={self.images} and clusters={self.clusters} must not be negative, "
+                f"pictures={self.pictures} at least 1"
+            )
+
+
+@dataclass
+class RasaConfig:
+    """A RASA run.
+
+    solver: "closed_form" (ridge regression from sums over one pass) or "gradient" (the paper's). rounds: most planes to
+    remove. saturation: stop when the held-out error is within this share of chance; 0 makes all rounds. device,
+    precision: as in franca.train.
+    """
+
+    output: str = "runs/rasa"
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    solver: str = "closed_form"
+    rounds: int = 8
+    saturation: float = 0.01
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    data: CropsConfig = field(default_factory=CropsConfig)
+    gradient: GradientConfig = field(default_factory=GradientConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise ConfigError(f"solver={self.solver!r}: choose one of {', '.join(SOLVERS)}")
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise ConfigError(f"precision={self.precision!r} must be auto, bf16 or fp32")
+        if self.rounds < 1:
+            raise ConfigError(f"rounds={self.rounds} must be at least 1")
+        if not 0 <= self.saturation < 1:
+            raise ConfigError(f"saturation={self.saturation} must lie in [0, 1)")

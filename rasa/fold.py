@@ -1,0 +1,95 @@
+"""A RASA head as one matrix, and networks that have it within (paper Sec. 2.3, Eq. 3 with the sign that removes)."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from franca.models import RASAHead, VisionTransformer
+from franca.models.rasa_head import plane_basis
+from rasa.backbones import features_of, patch_grid
+from rasa.errors import RasaError
+
+LAST_NORMS = ("norm", "layernorm")  # timm and DINOv2; transformers
+
+
+def rasa_matrix(head: RASAHead) -> Tensor:
+    """L with head(x) == x @ L, (D, D) float64: the product over rounds of I - (u_r u_r^T + u_c u_c^T)."""
+    product = torch.eye(head.input_dim, dtype=torch.float64)
+    for weight in head.weights():
+        basis = plane_basis(weight.detach().cpu().double())
+        product = product - (product @ basis.T) @ basis
+    return product
+
+
+def fold(model: Callable[..., Any], head: RASAHead) -> nn.Module:
+    """A copy of a network whose patch features hold no position; the original is left as it is.
+
+    A Franca model gets one linear map of its patch tokens behind the last norm (`patch_map`), a network of timm or
+    transformers a last norm that applies it, so that their own methods return debiased features. Class and register
+    tokens stay as they are. The norm's gain can't absorb the map, which is no diagonal matrix. Any other function
+    images -> patch features is wrapped: what it returns is (B, h, w, D) and debiased.
+
+    Raises:
+        RasaError: the head has another width than the network, or RASA is folded in already.
+    """
+    linear = nn.Linear(head.input_dim, head.input_dim, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(rasa_matrix(head).T)
+    linear.requires_grad_(False)
+    if isinstance(model, VisionTransformer):
+        return _with_patch_map(model, linear)
+    norm = next((name for name in LAST_NORMS if isinstance(getattr(model, name, None), nn.LayerNorm)), None)
+    if isinstance(model, nn.Module) and norm is not None:
+        folded = copy.deepcopy(model)
+        setattr(folded, norm, NormThenMap(getattr(folded, norm), linear, _prefix_tokens(model)))
+        return folded
+    return Debiased(model, linear)
+
+
+class NormThenMap(nn.Module):
+    """(B, T, D) -> (B, T, D): a layer norm of all tokens, then a linear map of the patches among them."""
+
+    def __init__(self, norm: nn.LayerNorm, linear: nn.Linear, prefix: int) -> None:
+        super().__init__()
+        if norm.normalized_shape != (linear.in_features,):
+            raise RasaError(f"the head reads {linear.in_features} features, the model has {norm.normalized_shape[0]}")
+        self.norm, self.linear, self.prefix = norm, linear, prefix
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = self.norm(tokens)
+        return torch.cat([tokens[:, : self.prefix], self.linear(tokens[:, self.prefix :])], dim=1)
+
+
+class Debiased(nn.Module):
+    """Images (B, C, S, S) -> patch features (B, h, w, D) of any function, without position."""
+
+    def __init__(self, model: Callable[..., Any], linear: nn.Linear) -> None:
+        super().__init__()
+        self.model, self.linear = model, linear
+
+    def forward(self, images: Tensor) -> Tensor:
+        grid = patch_grid(features_of(self.model, images), images.shape[-1], "the model")
+        if grid.shape[-1] != self.linear.in_features:
+            raise RasaError(f"the head reads {self.linear.in_features} features, the model has {grid.shape[-1]}")
+        return self.linear(grid)
+
+
+def _with_patch_map(model: VisionTransformer, linear: nn.Linear) -> VisionTransformer:
+    if model.embed_dim != linear.in_features:
+        raise RasaError(f"the head reads {linear.in_features} features, the model has {model.embed_dim}")
+    if model.patch_map is not None:
+        raise RasaError("a RASA head is folded into this model already: load the original and fold into that")
+    folded = copy.deepcopy(model)
+    folded.rasa_head, folded.patch_map = None, linear.to(model.norm.weight)
+    return folded
+
+
+def _prefix_tokens(model: nn.Module) -> int:
+    """Class token and registers before the patches, of a network of timm, DINOv2 or transformers."""
+    if hasattr(model, "num_prefix_tokens"):
+        return int(model.num_prefix_tokens)  # type: ignore[arg-type]
+    registers = getattr(model, "num_register_tokens", getattr(getattr(model, "config", None), "num_register_tokens", 0))
+    return 1 + int(registers)

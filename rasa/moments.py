@@ -1,0 +1,74 @@
+"""Sums over patches from which every least-squares predictor of position follows, whatever was removed before it.
+
+Legend: N = h * w patches of a crop, D width. Positions are (row, column) in [0, 1], row first (paper Sec. 2.3). Which
+positions the patches have is known, so the sum of the features in each cell of the grid says all about both together.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from franca.eval.protocols.position import grid_positions
+
+
+@dataclass
+class Moments:
+    """Sums of z - shift over crops, float64 on the CPU; the shift lies near the mean, which keeps digits."""
+
+    grid: tuple[int, int]
+    shift: Tensor  # (D,)
+    gram: Tensor  # (D, D), sum of outer products over all patches
+    cells: Tensor  # (N, D), sum per cell of the grid
+    crops: int = 0
+
+    @classmethod
+    def like(cls, features: Tensor) -> "Moments":
+        """Empty ones for features (B, h, w, D), with their mean as the shift."""
+        _, h, w, width = features.shape
+        gram = torch.zeros(width, width, dtype=torch.float64)
+        cells = torch.zeros(h * w, width, dtype=torch.float64)
+        return cls((h, w), features.flatten(0, 2).mean(dim=0).double().cpu(), gram, cells)
+
+    def add(self, features: Tensor) -> None:
+        """Take in the features (B, h, w, D) of some crops, on any device."""
+        shifted = features.flatten(1, 2) - self.shift.to(features.device, features.dtype)
+        rows = shifted.flatten(0, 1)
+        self.gram += (rows.T @ rows).double().cpu()
+        self.cells += shifted.sum(dim=0).double().cpu()
+        self.crops += len(features)
+
+    @property
+    def mean(self) -> Tensor:
+        """(D,), without the shift."""
+        return self.cells.sum(dim=0) / (self.crops * len(self.cells))
+
+    @property
+    def covariance(self) -> Tensor:
+        """Of the features, (D, D)."""
+        return self.gram / (self.crops * len(self.cells)) - self.mean.outer(self.mean)
+
+    @property
+    def covariance_with_position(self) -> Tensor:
+        """Of features and positions, (D, 2)."""
+        offsets = grid_positions(*self.grid) - 0.5  # mean 0 over the grid
+        return self.cells.T @ offsets / (self.crops * len(self.cells))
+
+    @property
+    def chance(self) -> float:
+        """Mean squared error of always predicting the centre, over both coordinates."""
+        return (grid_positions(*self.grid) - 0.5).square().mean().item()
+
+    def error(self, weight: Tensor, bias: Tensor) -> float:
+        """Mean squared error of the predictor (z - shift) @ weight + bias, (D, 2) and (2,), over both coordinates."""
+        away = self.mean @ weight + bias - 0.5
+        spread = (weight * (self.covariance @ weight)).sum() - 2 * (weight * self.covariance_with_position).sum()
+        return self.chance + (spread + away.square().sum()).item() / 2
+
+    def about(self, shift: Tensor) -> "Moments":
+        """The same crops with another shift."""
+        step = shift - self.shift
+        patches = self.crops * len(self.cells)
+        mean = self.mean
+        gram = self.gram - patches * (mean.outer(step) + step.outer(mean) - step.outer(step))
+        return Moments(self.grid, shift, gram, self.cells - self.crops * step, self.crops)

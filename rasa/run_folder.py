@@ -1,0 +1,146 @@
+"""What a RASA run leaves in its folder, and how it goes on from there."""
+
+import hashlib
+import json
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import nn
+
+from franca.config import ConfigError, dump_config
+from franca.hub import save_teacher, write_atomically
+from franca.hub.architecture import name_architecture
+from franca.hub.checkpoint import hash_tensors
+from franca.models import RASAHead, VisionTransformer
+from rasa.backbones import Backbone
+from rasa.config import RasaConfig
+from rasa.fit import RASAFit, Round
+from rasa.fold import fold
+from rasa.moments import Moments
+
+# what may differ when a run is continued: it changes no plane
+OPERATIONAL = {"output", "device", "rounds", "evidence"}
+
+
+class RunFolder:
+    """`rounds.pth` after every round, `moments.pth` or `patches.bin` after the pass over the images; `rasa.pth` (the
+    published layout), `rasa.json` and, for a Franca backbone, `folded.pth` at the end.
+
+    Raises:
+        ConfigError: the folder holds a run of another backbone or configuration.
+        OSError: the folder can't be made.
+    """
+
+    def __init__(self, config: RasaConfig, backbone: Backbone) -> None:
+        self.config, self.backbone = config, backbone
+        self.path = Path(config.output).expanduser()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.backbone_hash = hash_tensors(backbone.model.state_dict()) if isinstance(backbone.model, nn.Module) else ""
+        self.fingerprint = _fingerprint(config, self.backbone_hash)
+        saved = self._saved("rounds.pth") or {"rounds": [], "stopped": ""}
+        self.rounds = [Round(**one) for one in saved["rounds"]]
+        self.stopped: str = saved["stopped"]
+        self._write("config.yaml", dump_config(config).encode())
+
+    @property
+    def finished(self) -> bool:
+        """Whether no further round is to be made."""
+        return bool(self.stopped) or len(self.rounds) >= self.config.rounds
+
+    def save_round(self, made: Round) -> None:
+        """Keep a round, so that a later run starts behind it."""
+        self.rounds.append(made)
+        self._save("rounds.pth", {"rounds": [asdict(one) for one in self.rounds], "stopped": ""})
+
+    def save_moments(self, fit: Moments, held_out: Moments) -> None:
+        """Keep what the pass over the images gave."""
+        self._save("moments.pth", {"fit": asdict(fit), "held_out": asdict(held_out)})
+
+    def load_moments(self) -> tuple[Moments, Moments] | None:
+        """What an earlier pass gave, if it was finished."""
+        saved = self._saved("moments.pth")
+        return (Moments(**saved["fit"]), Moments(**saved["held_out"])) if saved else None
+
+    def save_result(self, fit: RASAFit, evidence: dict[str, Any] | None) -> list[Path]:
+        """The head, what is known about it, and the folded model; returns the files for users."""
+        saturated = fit.stopped if len(fit.rounds) < self.config.rounds else ""
+        self._save("rounds.pth", {"rounds": [asdict(one) for one in self.rounds], "stopped": saturated})
+        self._write("rasa.pth", lambda file: torch.save(dict(fit.head.state_dict()), file))
+        self._write("rasa.json", (json.dumps(self._about(fit, evidence), indent=2) + "\n").encode())
+        files = [self.path / "rasa.pth", self.path / "rasa.json"]
+        if isinstance(self.backbone.model, VisionTransformer):
+            self._save_folded(self.backbone.model, fit.head)
+            files.append(self.path / "folded.pth")
+        return files
+
+    def _save_folded(self, model: VisionTransformer, head: RASAHead) -> None:
+        folded = fold(model, head)
+        state = {f"backbone.{name}": tensor for name, tensor in folded.state_dict().items()}
+        description = {
+            "arch": name_architecture(model.config),
+            "backbone": model.config,
+            "stage": "rasa",
+            "folded_from": self.backbone.name,
+            "folded_from_hash": self.backbone_hash,
+            "rasa_rounds": head.n_pos_layers + 1,
+            "mean": list(self.backbone.mean),
+            "std": list(self.backbone.std),
+        }
+        save_teacher(self.path / "folded.pth", state, description)
+
+    def _about(self, fit: RASAFit, evidence: dict[str, Any] | None) -> dict[str, Any]:
+        rounds = [
+            {
+                "round": one.number,
+                "position_error_train": one.train_error,
+                "position_error_held_out": one.held_out_error,
+                "position_error_by_chance": one.chance,
+                "seconds": one.seconds,
+            }
+            for one in fit.rounds
+        ]
+        return {
+            "backbone": self.backbone.name,
+            "backbone_hash": self.backbone_hash,
+            "width": fit.head.input_dim,
+            "dimensions_removed": 2 * len(rounds),
+            "solver": self.config.solver,
+            "stopped": fit.stopped,
+            "rounds": rounds,
+            "evidence": evidence,
+        }
+
+    def _saved(self, name: str) -> dict[str, Any] | None:
+        file = self.path / name
+        if not file.exists():
+            return None
+        try:
+            content: dict[str, Any] = torch.load(file, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ConfigError(f"{file} can't be read ({str(error).splitlines()[0]}): delete it to start anew") from None
+        if content["fingerprint"] != self.fingerprint:
+            raise ConfigError(
+                f"output={str(self.path)!r} holds a RASA run of another backbone or configuration: name another "
+                "folder, or delete that one"
+            )
+        return content
+
+    def _save(self, name: str, content: dict[str, Any]) -> None:
+        self._write(name, lambda file: torch.save({"fingerprint": self.fingerprint, **content}, file))
+
+    def _write(self, name: str, content: Any) -> None:
+        def write(file: BinaryIO) -> None:
+            file.write(content)
+
+        write_atomically(self.path / name, content if callable(content) else write)
+
+
+def _fingerprint(config: RasaConfig, backbone_hash: str) -> str:
+    """Of all that planes follow from."""
+    chosen = {name: part for name, part in asdict(config).items() if name not in OPERATIONAL}
+    chosen["data"].pop("workers")
+    chosen["cache"] = config.cache.patches
+    return hashlib.sha256(json.dumps([chosen, backbone_hash], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,134 @@
+"""Two ways to a linear position predictor for features from which earlier planes were removed.
+
+Legend: D width; `removed` (k, D) is an orthonormal basis of what earlier rounds removed. Features are never changed:
+training a predictor W on features without those directions is training W (I - removed^T removed) on them as they are.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rasa.errors import RasaError
+from rasa.moments import Moments
+from rasa.patches import Patches
+
+RIDGES = tuple(10.0**power for power in range(-6, 2))  # times the features' mean variance
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A position predictor and its errors: mean squared, over patches and both coordinates (half of paper's L_pos)."""
+
+    weight: Tensor  # (2, D) float64 on the CPU, row first, nothing of it within what was removed
+    train_error: float
+    held_out_error: float
+    chance: float  # error of always predicting the centre
+
+
+class Solver(Protocol):
+    """Fits a predictor to the features without the removed directions."""
+
+    width: int
+
+    def __call__(self, removed: Tensor, number: int) -> Predictor: ...
+
+
+class ClosedFormSolver:
+    """Ridge regression of the position, from sums that one pass over the images gives.
+
+    The ridge is the one that predicts best on the held-out crops. It stands in for what early stopping does in the
+    gradient solver: without it directions of hardly any variance are found, which the next crops don't share.
+    """
+
+    def __init__(self, fit: Moments, held_out: Moments) -> None:
+        self.fit, self.held_out = fit, held_out.about(fit.shift)
+        self.width = len(fit.shift)
+
+    def __call__(self, removed: Tensor, number: int) -> Predictor:
+        remaining = torch.eye(self.width, dtype=torch.float64) - removed.T @ removed
+        variances, directions = torch.linalg.eigh(remaining @ self.fit.covariance @ remaining)
+        loadings = directions.T @ remaining @ self.fit.covariance_with_position
+        scale = variances.clamp_min(0).mean().clamp_min(1e-30)
+        best: tuple[float, Tensor, Tensor] | None = None
+        for ridge in RIDGES:
+            weight = remaining @ directions @ (loadings / (variances.clamp_min(0) + ridge * scale)[:, None])
+            bias = 0.5 - self.fit.mean @ weight
+            error = self.held_out.error(weight, bias)
+            if best is None or error < best[0]:
+                best = error, weight, bias
+        assert best is not None
+        error, weight, bias = best
+        # four times the slope: what a sigmoid needs at its centre to follow the line
+        return Predictor(4 * weight.T, self.fit.error(weight, bias), error, self.fit.chance)
+
+
+@dataclass
+class GradientConfig:
+    """The paper's optimisation of a round (Appendix B): AdamW without weight decay, cosine from `lr` to 0."""
+
+    lr: float = 2e-3
+    epochs: int = 5
+    batch_size: int = 128  # crops per step
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "epochs", "batch_size"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"gradient.{name}={getattr(self, name)} must be above 0")
+
+
+class GradientSolver:
+    """The paper's way: sigmoid(W z) against the position, by mean squared error (Sec. 2.3).
+
+    Features are divided by their root mean square, so that one learning rate fits every backbone (after a layer norm
+    it is about 1).
+    """
+
+    def __init__(self, fit: Patches, held_out: Patches, config: GradientConfig, seed: int) -> None:
+        self.fit, self.held_out, self.config, self.seed = fit, held_out, config, seed
+        self.width = held_out.width
+        self.scale = held_out.root_mean_square()
+
+    def __call__(self, removed: Tensor, number: int) -> Predictor:
+        device = self.fit.device
+        remaining = (torch.eye(self.width, dtype=torch.float64) - removed.T @ removed).float().to(device)
+        draws = torch.Generator().manual_seed(self.seed * 1000 + number)
+        start = (2 * torch.rand(2, self.width, generator=draws) - 1) / math.sqrt(self.width)
+        weight = start.to(device).requires_grad_()
+        optimizer = torch.optim.AdamW([weight], lr=self.config.lr, weight_decay=0.0)
+        steps = self.config.epochs * self.fit.steps(self.config.batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        losses: list[Tensor] = []
+        for epoch in range(self.config.epochs):
+            first_pass = (number - 1) * self.config.epochs
+            for features, positions in self.fit.batches(self.config.batch_size, first_pass + epoch):
+                loss = (self._predict(weight @ remaining, features) - positions).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                losses.append(loss.detach())
+        last_epoch = torch.stack(losses[-self.fit.steps(self.config.batch_size) :]).mean().item()
+        found = (weight.detach() @ remaining).double().cpu() / self.scale
+        return Predictor(found, last_epoch, self._held_out_error(weight.detach() @ remaining), self.held_out.chance)
+
+    def _predict(self, weight: Tensor, features: Tensor) -> Tensor:
+        return torch.sigmoid(features @ (weight / self.scale).T)
+
+    def _held_out_error(self, weight: Tensor) -> float:
+        squares, saturated, count = 0.0, 0, 0
+        for features, positions in self.held_out.batches(self.config.batch_size):
+            predicted = self._predict(weight, features)
+            squares += (predicted - positions).square().sum().item()
+            saturated += int(((predicted < 1e-3) | (predicted > 1 - 1e-3)).sum())
+            count += predicted.numel()
+        error = squares / count
+        if not math.isfinite(error) or (saturated > count / 2 and error > self.held_out.chance):
+            raise RasaError(
+                f"the position predictor is saturated: {saturated / count:.0%} of its predictions are 0 or 1, error "
+                f"{error:.3f} where guessing the centre has {self.held_out.chance:.3f}. "
+                f"Lower gradient.lr={self.config.lr}, or use solver=closed_form"
+            )
+        return error
