@@ -56,11 +56,11 @@ def kmeans(
     centres = _start(prepared, k, generator)
     found = _assign(prepared, centres)
     for _ in range(iterations):
-        centres = _move(prepared, found, generator)
+        centres = _move(prepared, centres, found, generator)
         earlier, found = found, _assign(prepared, centres)
         if torch.equal(earlier.assignment, found.assignment):
             break
-    inertia = found.distances.sum(dtype=torch.float64).item()
+    inertia = _distances(prepared, centres, found.assignment).sum(dtype=torch.float64).item()
     return Clusters((centres + prepared.mean).to(rows.device), found.assignment.to(rows.device), inertia)
 
 
@@ -97,7 +97,6 @@ class _Rows:
 @dataclass(frozen=True)
 class _Assignment:
     assignment: Tensor  # (R,) int64
-    distances: Tensor  # (R,) squared, to the own centre
     sums: Tensor  # (k, D) float64, of the rows of each cluster
     sizes: Tensor  # (k,) int64
 
@@ -105,7 +104,6 @@ class _Assignment:
 def _assign(rows: _Rows, centres: Tensor) -> _Assignment:
     """Every row to its nearest centre."""
     assignment = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
-    distances = torch.empty(len(rows), device=rows.device)
     sums = torch.zeros_like(centres, dtype=torch.float64)
     sizes = torch.zeros(len(centres), dtype=torch.int64, device=rows.device)
     for start, part in rows:
@@ -113,32 +111,40 @@ def _assign(rows: _Rows, centres: Tensor) -> _Assignment:
         nearest = torch.addmm(centres.square().sum(dim=1), part, centres.T, alpha=-2).argmin(dim=1)
         counts = nearest.bincount(minlength=len(centres))
         assignment[start : start + len(part)] = nearest
-        distances[start : start + len(part)] = (part - centres[nearest]).square().sum(dim=1)
         # rows in order of their cluster: the sum has one order on every device, unlike index_add_
         grouped = part[nearest.argsort(stable=True)].double()
         sums += torch.segment_reduce(grouped, "sum", lengths=counts)
         sizes += counts
-    return _Assignment(assignment, distances, sums, sizes)
+    return _Assignment(assignment, sums, sizes)
 
 
-def _move(rows: _Rows, found: _Assignment, generator: Generator) -> Tensor:
+def _distances(rows: _Rows, centres: Tensor, assignment: Tensor) -> Tensor:
+    """Squared distance of every row to its centre, (R,): from the differences, exact also where it is small."""
+    parts = [(part - centres[assignment[start : start + len(part)]]).square().sum(dim=1) for start, part in rows]
+    return torch.cat(parts)
+
+
+def _move(rows: _Rows, centres: Tensor, found: _Assignment, generator: Generator) -> Tensor:
     """Every centre to the mean of its rows, that of an empty cluster to a row that fits badly."""
-    centres = (found.sums / found.sizes.clamp_min(1)[:, None]).float()
+    moved = (found.sums / found.sizes.clamp_min(1)[:, None]).float()
     empty = (found.sizes == 0).nonzero().flatten()
     if len(empty):
-        centres[empty] = rows[_draw(found.distances, len(empty), generator)]
-    return centres
+        moved[empty] = rows[_draw(_distances(rows, centres, found.assignment), len(empty), generator)]
+    return moved
 
 
 def _start(rows: _Rows, k: int, generator: Generator) -> Tensor:
     """k-means++ among some rows: the next centre is a row drawn by its distance from those there are."""
     sample = rows[torch.randperm(len(rows), generator=generator)[: START_ROWS * k].sort().values]
-    chosen = [sample[torch.randint(len(sample), (1,), generator=generator)]]
-    distances = (sample - chosen[0]).square().sum(dim=1)
+    lengths = sample.square().sum(dim=1)
+    chosen = torch.randint(len(sample), (1,), generator=generator)
+    distances = torch.full_like(lengths, torch.inf)
     for _ in range(k - 1):
-        chosen.append(sample[_draw(distances, 1, generator)])
-        distances = torch.minimum(distances, (sample - chosen[-1]).square().sum(dim=1))
-    return torch.cat(chosen)
+        newest = chosen[-1]
+        to_newest = torch.addmv(lengths + lengths[newest], sample, sample[newest], alpha=-2).clamp_min(0)
+        distances = torch.minimum(distances, to_newest)
+        chosen = torch.cat([chosen, _draw(distances, 1, generator)])
+    return sample[chosen]
 
 
 def _draw(distances: Tensor, count: int, generator: Generator) -> Tensor:
