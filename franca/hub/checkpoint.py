@@ -10,8 +10,6 @@ A teacher file is ``torch.save({"teacher": {name: tensor}, "description": {...}}
 import ctypes
 import hashlib
 import os
-import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,10 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from franca import __version__
-from franca.models import VisionTransformer
 
 FORMAT = 1
-LAYOUT = 'a teacher file: {"teacher": {"backbone.…": tensor, …}, "description": {"arch": …, "backbone": {…}, …}}'
 ROWS_SHOWN = 12
 
 
@@ -46,21 +42,15 @@ def save_teacher(path: str | Path, state: Mapping[str, Tensor], description: Map
         CheckpointError: the description lacks a key or holds something that isn't a plain type.
         OSError: the file can't be written (no such folder, full disk).
     """
-    for key in ("arch", "backbone"):
-        if key not in description:
-            raise CheckpointError(f"description of {path} has no {key!r}: load_model could not rebuild the model")
-    tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
-    }
-    written = {
-        **_plain(description, "description"),
-        "format": FORMAT,
-        "hash": hash_tensors(tensors),
-        "franca": __version__,
-        "torch": str(torch.__version__),
-    }
-    write_atomically(path, lambda file: torch.save({"teacher": tensors, "description": written}, file))
-    return written
+    content = _teacher_content(state, description)
+    write_atomically(path, lambda file: torch.save(content, file))
+    return content["description"]
+
+
+def teacher_writer(state: Mapping[str, Tensor], description: Mapping[str, Any]) -> Callable[[BinaryIO], None]:
+    """What writes such a file, for `write_atomically`. Arguments and CheckpointError as save_teacher, raised here."""
+    content = _teacher_content(state, description)
+    return lambda file: torch.save(content, file)
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
@@ -87,39 +77,6 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> Non
             ) from error
         raise
     _sync_folder(path.parent)
-
-
-def describe(path: str | Path) -> dict[str, Any]:
-    """The description of a teacher file, without reading its tensors into memory.
-
-    Raises:
-        FileNotFoundError, CheckpointError: as load_model.
-    """
-    return _read(path)["description"]
-
-
-def load_model(checkpoint: str | Path) -> VisionTransformer:
-    """The backbone of a teacher file, in eval mode on the CPU, with the architecture the file describes.
-
-    It takes images (B, C, H, W) normalised with the ``mean`` and ``std`` of :func:`describe`, as in training; README.md
-    shows the way from an image file to its features.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: unreadable, of a later format, without a description, damaged, or tensors that don't fit the
-            description.
-    """
-    content = _read(checkpoint)
-    teacher, description = content["teacher"], content["description"]
-    if "hash" in description and hash_tensors(teacher) != description["hash"]:
-        raise CheckpointError(f"{checkpoint} is damaged: its tensors don't have the hash written in its description")
-    try:
-        model = VisionTransformer(**description["backbone"])
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint} describes a backbone this version can't build: {error}") from error
-    backbone = {name.removeprefix("backbone."): t for name, t in teacher.items() if name.startswith("backbone.")}
-    load_weights(model, backbone, origin=str(checkpoint))
-    return model.eval()
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
@@ -155,33 +112,30 @@ def hash_tensors(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: str | Path) -> dict[str, Any]:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; give the path of {LAYOUT}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) can't be read: truncated, or no PyTorch checkpoint ({reason}); "
-            "copy or save it again"
-        ) from error
-    if not isinstance(content, dict) or not {"teacher", "description"} <= content.keys():
-        found = f"entries {sorted(map(str, content))[:8]}" if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{path} doesn't describe itself (found {found}); expected {LAYOUT}")
-    _check_description(path, content["description"])
-    return content
-
-
-def _check_description(path: Path, description: Any) -> None:
-    if not isinstance(description, dict) or "backbone" not in description:
-        raise CheckpointError(f"{path} doesn't describe itself (description: {description!r}); expected {LAYOUT}")
+def check_format(description: Mapping[str, Any], origin: str) -> None:
+    """Raise CheckpointError where a later version wrote the description."""
     if description.get("format", FORMAT) > FORMAT:
         raise CheckpointError(
-            f"{path} has format {description['format']}, written by franca {description.get('franca')}; this version "
+            f"{origin} has format {description['format']}, written by franca {description.get('franca')}; this version "
             f"({__version__}) reads format {FORMAT}: upgrade it"
         )
+
+
+def _teacher_content(state: Mapping[str, Tensor], description: Mapping[str, Any]) -> dict[str, Any]:
+    for key in ("arch", "backbone"):
+        if key not in description:
+            raise CheckpointError(f"the description has no {key!r}: load_model could not rebuild the model")
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
+    }
+    written = {
+        **_plain(description, "description"),
+        "format": FORMAT,
+        "hash": hash_tensors(tensors),
+        "franca": __version__,
+        "torch": str(torch.__version__),
+    }
+    return {"teacher": tensors, "description": written}
 
 
 def _plain(value: Any, where: str) -> Any:

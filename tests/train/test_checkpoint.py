@@ -12,7 +12,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 import franca
-from franca.hub.checkpoint import CheckpointError, describe, load_model
+from franca.hub import CheckpointError, describe, load_model
 from franca.train import checkpoint
 from franca.train.checkpoint import CheckpointConfig, CheckpointFolder
 from franca.train.config import TrainConfig
@@ -252,7 +252,7 @@ def test_the_published_teacher_is_never_half_written(
         public = tmp_path / "run" / "teacher.pth"
         for moment in (lambda: replace(source, target), lambda: None):
             if public.exists():
-                load_model(public)
+                load_model(checkpoint=public)
                 seen.append(describe(public)["step"])
             moment()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from franca.hub.checkpoint import load_model
+from franca.hub import load_model
 from franca.train.checkpoint import leaves
 from franca.train.config import TrainConfig
 from franca.train.recovery import NonFiniteLoss, StepGuard
@@ -57,7 +57,7 @@ def all_saved_is_finite(trainer: Trainer) -> bool:
     for folder in folders:
         tensors = trainer.state.tensors()
         trainer.checkpoints.load(folder, tensors)
-        models = [load_model(folder / "teacher.pth"), load_model(trainer.output / "teacher.pth")]
+        models = [load_model(checkpoint=place / "teacher.pth") for place in (folder, trainer.output)]
         values = [*leaves(tensors).values(), *(p for model in models for p in model.parameters())]
         if not all(bool(torch.isfinite(value).all()) for value in values):
             return False

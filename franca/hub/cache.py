@@ -1,0 +1,80 @@
+"""Published files in torch.hub's folder (`torch.hub.get_dir()`/checkpoints): fetched once, found from then on.
+
+The environment variable FRANCA_HUB_URL names a mirror of the releases, for machines that can't reach GitHub:
+`<FRANCA_HUB_URL>/<tag>/<file>`.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from franca.hub.archive import unpack
+from franca.hub.download import download, locked
+from franca.hub.registry import Published, RemoteFile
+
+RELEASES = "https://github.com/valeoai/Franca/releases/download"
+
+
+def cache_folder() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def address(file: RemoteFile) -> str:
+    """Where the file is fetched from."""
+    return f"{os.environ.get('FRANCA_HUB_URL', RELEASES).rstrip('/')}/{file.tag}/{file.name}"
+
+
+def fetch(file: RemoteFile) -> Path:
+    """One file of a release. Raises DownloadError."""
+    target, argument = cache_folder() / file.name, "local_state_dict"
+    if file.name.endswith("_rasa.pth"):
+        argument = f"RASA_{argument}"
+    advice = (
+        f"Or fetch it by hand and put it at {target}, or name the place where it lies: {argument}=…; the environment "
+        "variable FRANCA_HUB_URL names a mirror"
+    )
+    return download(address(file), target, file.sha256, advice)
+
+
+def fetch_backbone(published: Published) -> Path:
+    """The checkpoint of published weights, joined and unpacked where they come in pieces.
+
+    Raises:
+        DownloadError: a file can't be fetched.
+        CheckpointError: the pieces don't make up an archive.
+    """
+    target = cache_folder() / published.name
+    if published.parts and not target.exists():
+        parts = [fetch(file) for file in published.files]
+        if _unpack_once(parts, target):
+            for part in parts:
+                part.unlink(missing_ok=True)
+    return target if published.parts else fetch(published.files[0])
+
+
+def unpacked(parts: Sequence[Path]) -> Path:
+    """The checkpoint of a local archive, given by its pieces: unpacked into the cache, again when a piece has changed.
+
+    Raises CheckpointError as `unpack`.
+    """
+    marks = [f"{part.name} {part.stat().st_size} {part.stat().st_mtime_ns}" for part in parts if part.exists()]
+    mark = hashlib.sha256("\n".join(marks).encode()).hexdigest()[:12]
+    target = cache_folder() / f"{parts[0].name.split('.')[0]}-{mark}.pth"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _unpack_once(parts, target)
+    return target
+
+
+def _unpack_once(parts: Sequence[Path], target: Path) -> bool:
+    """Make `target` unless another process does. True where this one did, and nobody else reads the pieces."""
+    with locked(target) as alone:
+        if target.exists():
+            return False
+        scratch = target if alone else target.with_name(f"{target.name}.{os.getpid()}")
+        unpack(parts, scratch)
+        os.replace(scratch, target)
+        return alone

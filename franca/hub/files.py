@@ -1,0 +1,148 @@
+"""Files and folders to what they hold: dictionaries of tensors, in whatever layout. No code in a file is ever run."""
+
+import json
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from franca.hub import safetensors
+from franca.hub.cache import unpacked
+from franca.hub.checkpoint import CheckpointError
+from franca.hub.registry import PUBLISHED, Published
+
+READABLE = "a .pth or .safetensors file, a .tar.gz that holds one, or a folder that holds one of them"
+ARCHIVE = re.compile(r"(?P<archive>.+\.(tar\.gz|tgz))(?P<part>\.part_\w+)?", re.IGNORECASE)
+
+
+def read_file(path: str | Path) -> Any:
+    """What a checkpoint file or folder holds.
+
+    A .pth gives what torch.load gives; a .safetensors file {"state_dict": …} and, where it has one, its "description";
+    a folder of transformers or timm {"state_dict": …, "transformers_config" or "timm_config": …}.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it can't be read, needs code to be run, or the folder holds no checkpoint or several.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_library_folder(path) if (path / "config.json").is_file() else read_file(find_in_folder(path))
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; give {READABLE}")
+    if ARCHIVE.fullmatch(path.name):
+        return _load(unpacked(archive_parts(path)))
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _load(path)
+
+
+def find_in_folder(folder: Path, published: Published | None = None, rasa: bool = False) -> Path:
+    """The checkpoint in a folder: the file of that published name, in any case, or the only one there is.
+
+    Args:
+        folder: where to look.
+        published: the weights that are wanted.
+        rasa: look for a RASA head (`…_rasa.pth`) instead of a backbone.
+
+    Raises:
+        CheckpointError: there is none, or there are several.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    if published:
+        wanted = ([published.rasa] if published.rasa else []) if rasa else published.files
+        names = [file.name.lower() for file in wanted] + ([] if rasa else [published.name.lower()])
+        for path in files:
+            if path.name.lower() in names:
+                return path
+    found = [path for path in files if _is_checkpoint(path) and path.stem.lower().endswith("_rasa") == rasa]
+    archives = {ARCHIVE.sub(r"\g<archive>", path.name): path for path in reversed(found)}
+    if len(archives) != 1:
+        what = "RASA head (a file …_rasa.pth)" if rasa else "checkpoint"
+        listed = ", ".join(sorted(archives)) or "none"
+        raise CheckpointError(f"{folder} should hold one {what}, found: {listed}. Name the file itself")
+    return next(iter(archives.values()))
+
+
+def archive_parts(path: Path) -> list[Path]:
+    """All pieces of the archive that `path` is one piece of, in order; itself where it is whole.
+
+    Pieces that should be there count, so that whoever reads them can name the missing one.
+    """
+    found = ARCHIVE.fullmatch(path.name)
+    if not found or not found["part"]:
+        return [path]
+    there = {other.name.lower(): other for other in path.parent.iterdir()}
+    prefix = f"{found['archive']}.part_".lower()
+    names = [name for name in there if name.startswith(prefix)]
+    for published in PUBLISHED:
+        files = [file.name for file in published.files]
+        if path.name.lower() in [name.lower() for name in files]:
+            return [there.get(name.lower(), path.parent / name) for name in files]
+    last = max(ord(name[-1]) for name in names)
+    expected = [f"{path.name[:-1]}{chr(letter)}" for letter in range(ord("a"), last + 1)]
+    return [there.get(name.lower(), path.parent / name) for name in expected]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.suffix.lower() in (".pth", ".pt", ".bin", ".safetensors") or bool(ARCHIVE.fullmatch(path.name))
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    tensors, notes = safetensors.read(path)
+    content: dict[str, Any] = {"state_dict": tensors}
+    if "description" in notes:
+        try:
+            content["description"] = json.loads(notes["description"])
+        except ValueError as error:
+            raise CheckpointError(f"{path}: the description in its metadata is no JSON ({error})") from error
+    return content
+
+
+def _read_library_folder(folder: Path) -> dict[str, Any]:
+    """A folder that transformers or timm saved."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'} is no JSON ({error})") from error
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            content = read_file(folder / name)
+            state = content.get("state_dict", content)
+            library = "timm" if "architecture" in config else "transformers"
+            return {"state_dict": state, f"{library}_config": config}
+    raise CheckpointError(f"{folder} holds a config.json, but neither model.safetensors nor pytorch_model.bin")
+
+
+def _load(path: Path) -> Any:
+    try:
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip and _is_program(path):
+            raise CheckpointError(
+                f"{path} is a TorchScript program, not a checkpoint: save the state_dict of its model"
+            )
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        needs = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if needs is None:
+            raise _unreadable(path, error) from error
+        raise CheckpointError(
+            f"{path} holds Python objects ({needs[1]}) beside tensors; reading them could run code, so it is refused. "
+            "Where you trust the file, load it with torch and save its state_dict alone"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise _unreadable(path, error) from error
+
+
+def _is_program(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return CheckpointError(
+        f"{path} ({path.stat().st_size} bytes) can't be read: truncated, or no PyTorch checkpoint ({reason}); "
+        "copy or save it again"
+    )

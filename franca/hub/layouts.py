@@ -1,0 +1,243 @@
+"""Any checkpoint's content to a backbone under our names, whatever project and wrapper it went through."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from franca.hub.architecture import infer_config, name_architecture
+from franca.hub.checkpoint import CheckpointError, check_format, hash_tensors, load_weights
+from franca.hub.names import State, flatten_blocks, from_timm, from_transformers, is_timm, is_transformers
+from franca.models import RASAHead, VisionTransformer
+
+# Entries in which training scripts keep the weights, in the order in which they are preferred.
+ENTRIES = ("teacher", "model_ema", "ema", "state_dict", "model", "student")
+# What wrappers put into names, wherever it stands; and what stands before the backbone's names.
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+OWNERS = {"teacher", "student", "model", "backbone"}
+HEADS = {"dino_head", "ibot_head", "head", "linear_head", "classifier"}
+# Layout -> (interpolate_offset, interpolate_antialias), with which its authors resample positions.
+RESAMPLING = {
+    "upstream": (0.1, False),
+    "dinov2": (0.1, False),
+    "dinov2 with registers": (0.0, True),
+    "transformers": (0.0, False),
+    "timm": (0.0, True),
+}
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What a checkpoint turned out to be."""
+
+    backbone: State  # names of VisionTransformer.state_dict()
+    config: dict[str, Any]  # arguments of VisionTransformer
+    arch: str  # name in BACKBONES, or "custom"
+    layout: str  # "franca", or one of RESAMPLING
+    heads: dict[str, State]  # head -> its tensors
+    rasa: State | None  # tensors of a RASAHead
+    description: dict[str, Any] | None  # of this project's files
+    notes: list[str] = field(default_factory=list)  # what was filled in or guessed
+    origin: str = "the checkpoint"  # for errors
+
+
+def recognise(content: Any, origin: str, num_heads: int | None = None) -> Recognised:
+    """The backbone in what `read_file` gave, or in a mapping of tensors.
+
+    Args:
+        content: tensors by name, or entries that hold them.
+        origin: where it comes from, for errors.
+        num_heads: attention heads; None: as the file describes, else width / 64.
+
+    Raises:
+        CheckpointError: no backbone is in it, with what was found; damaged; or of an architecture that can't be built.
+    """
+    entries = content if isinstance(content, Mapping) else {}
+    description = find_description(content, origin)
+    state, heads, rasa = split(content, origin)
+    _check_backbone(state, heads, rasa, origin)
+    layout, state = _our_names(state, trained="teacher" in entries)
+    notes: list[str] = []
+    if description:
+        if "teacher" in entries:
+            _check_hash(entries["teacher"], description, origin)
+        config = dict(description["backbone"]) | ({} if num_heads is None else {"num_heads": num_heads})
+        layout = "franca"
+    else:
+        config = infer_config(state, origin, _told_heads(entries) if num_heads is None else num_heads)
+        config["interpolate_offset"], config["interpolate_antialias"] = RESAMPLING[layout]
+        state = _filled(state, config["embed_dim"], config["depth"], notes)
+    arch = name_architecture(config)
+    return Recognised(state, config, arch, layout.split()[0], heads, rasa, description, notes, origin)
+
+
+def recognise_rasa(content: Any, origin: str) -> State:
+    """The RASA head in a file of its own, or beside a backbone, with any number of earlier layers.
+
+    Raises:
+        CheckpointError: there is none, or its layers are not what they should be.
+    """
+    rasa = split(content, origin)[2]
+    if rasa is None:
+        raise CheckpointError(f"{origin} holds no RASA head (pos_pred.weight, pre_pos_layers.0.weight, …)")
+    return rasa
+
+
+def build(recognised: Recognised) -> VisionTransformer:
+    """The backbone, in eval mode on the CPU, in float32; its RASA head is not attached.
+
+    Raises:
+        CheckpointError: the tensors are not those of the architecture, with a short table.
+    """
+    origin = recognised.origin
+    for name, tensor in recognised.backbone.items():
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{origin}: {name} is {tensor.dtype}; quantised weights can't be used")
+    try:
+        with torch.device("meta"):
+            model = VisionTransformer(**recognised.config)
+            if "patch_map.weight" in recognised.backbone:
+                model.patch_map = nn.Linear(model.embed_dim, model.embed_dim, bias=False)
+    except (TypeError, ValueError) as error:
+        verb = "describes" if recognised.description else "holds"
+        raise CheckpointError(f"{origin} {verb} a backbone this version can't build: {error}") from error
+    model = model.to_empty(device="cpu")
+    load_weights(model, recognised.backbone, origin)
+    return model.eval()
+
+
+def build_rasa(rasa: State, width: int, origin: str) -> RASAHead:
+    """The head, for a backbone of that width.
+
+    Raises:
+        CheckpointError: it is made for another width, or its layers have strange names.
+    """
+    found = rasa["pos_pred.weight"].shape[-1] if "pos_pred.weight" in rasa else None
+    if found is not None and found != width:
+        raise CheckpointError(f"{origin}: the RASA head reads features of width {found}, this backbone's have {width}")
+    head = RASAHead(width, rasa_depth(rasa))
+    load_weights(head, rasa, origin)
+    return head.eval()
+
+
+def rasa_depth(rasa: Mapping[str, Tensor]) -> int:
+    """Number of `pre_pos_layers`, the `n_pos_layers` of RASAHead."""
+    return sum(name.startswith("pre_pos_layers.") for name in rasa)
+
+
+def split(content: Any, origin: str) -> tuple[State, dict[str, State], State | None]:
+    """A checkpoint's tensors: those of the backbone under its authors' names, of each head, and of a RASA head.
+
+    Raises CheckpointError where two tensors claim one name.
+    """
+    backbone: State = {}
+    heads: dict[str, State] = {}
+    rasa: State = {}
+    for name, tensor in _selected(_tensors_of(content), origin).items():
+        owner, _, rest = name.partition(".")
+        if owner in HEADS:
+            heads.setdefault(owner, {})[rest] = tensor
+        elif owner == "rasa_head":
+            rasa[rest] = tensor
+        elif owner in ("pos_pred", "pre_pos_layers"):
+            rasa[name] = tensor
+        else:
+            backbone[name] = tensor
+    return backbone, heads, rasa or None
+
+
+def find_description(content: Any, origin: str) -> dict[str, Any] | None:
+    """The description in a file of this project; None for every other. Raises CheckpointError for a later format."""
+    description = content.get("description") if isinstance(content, Mapping) else None
+    if not isinstance(description, dict) or not isinstance(description.get("backbone"), dict):
+        return None
+    check_format(description, origin)
+    return description
+
+
+def _tensors_of(content: Any) -> State:
+    """Tensors by dotted name, from the entry that holds the weights."""
+    if not isinstance(content, Mapping):
+        return {}
+    for entry in ENTRIES:
+        if isinstance(content.get(entry), Mapping) and any(True for _ in _flat(content[entry])):
+            return _tensors_of(content[entry])
+    return dict(_flat(content))
+
+
+def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(content, Tensor):
+        yield prefix, content
+    elif isinstance(content, Mapping):
+        for name, value in content.items():
+            yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))
+
+
+def _selected(state: Mapping[str, Tensor], origin: str) -> State:
+    """Names without wrappers and owners; the teacher's tensors alone where there is a teacher, else the student's."""
+    named = [([part for part in name.split(".") if part not in WRAPPERS], tensor) for name, tensor in state.items()]
+    for owner in ("teacher", "student"):
+        owned = [(parts, tensor) for parts, tensor in named if owner in parts[:2]]
+        if owned:
+            named = owned
+            break
+    selected: State = {}
+    for parts, tensor in named:
+        while len(parts) > 1 and parts[0] in OWNERS:
+            parts = parts[1:]
+        name = ".".join(parts)
+        if name in selected:
+            raise CheckpointError(f"{origin} holds several tensors {name}: give it the state_dict of one model alone")
+        selected[name] = tensor
+    return selected
+
+
+def _our_names(state: State, trained: bool) -> tuple[str, State]:
+    """The layout and its tensors under our names. `trained`: an entry "teacher" held them, as training writes it."""
+    if is_transformers(state):
+        return "transformers", from_transformers(state)
+    flat = flatten_blocks(state)
+    if trained or flat.keys() != state.keys():
+        return "upstream", flat
+    if is_timm(state):
+        return "timm", from_timm(state)
+    return "dinov2 with registers" if "register_tokens" in state else "dinov2", flat
+
+
+def _check_hash(teacher: Mapping[str, Tensor], description: Mapping[str, Any], origin: str) -> None:
+    if "hash" in description and hash_tensors(teacher) != description["hash"]:
+        raise CheckpointError(f"{origin} is damaged: its tensors don't have the hash written in its description")
+
+
+def _check_backbone(state: State, heads: Mapping[str, State], rasa: State | None, origin: str) -> None:
+    """Raise CheckpointError, with what was found instead, where no backbone is there."""
+    if any(name.startswith(("blocks.", "patch_embed.")) for name in state) or is_transformers(state):
+        return
+    found = [f"{name} ({len(head)} tensors)" for name, head in heads.items()]
+    found += [f"a RASA head of {len(rasa)} layers (RASA_local_state_dict=… takes it)"] if rasa else []
+    if any("exp_avg" in name for name in state):
+        found.append("an optimizer's state")
+    elif state:
+        found.append(f"{', '.join(list(state)[:4])}, … ({len(state)} tensors)")
+    raise CheckpointError(f"{origin} holds no backbone; found: {', '.join(found) or 'no tensors by name'}")
+
+
+def _told_heads(content: Mapping[str, Any]) -> int | None:
+    """Attention heads from the config.json of transformers or timm."""
+    theirs, timms = content.get("transformers_config", {}), content.get("timm_config", {})
+    return theirs.get("num_attention_heads") or timms.get("model_args", {}).get("num_heads")
+
+
+def _filled(state: State, width: int, depth: int, notes: list[str]) -> State:
+    """The state with what other models do without: a mask token, and the scales of branches that are not scaled."""
+    filled = dict(state)
+    if "mask_token" not in state:
+        filled["mask_token"] = torch.zeros(1, width)
+        notes.append("no mask token in the file: zeros")
+    if not any(name.endswith(("ls1.gamma", "ls2.gamma")) for name in state):
+        scales = {f"blocks.{block}.{scale}.gamma" for block in range(depth) for scale in ("ls1", "ls2")}
+        filled |= {name: torch.ones(width) for name in sorted(scales)}
+        notes.append("no layer scale in the file: ones")
+    return filled
