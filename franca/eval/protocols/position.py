@@ -83,7 +83,8 @@ def position_error(
         device: where to compute; None: where the features lie. It needs float64.
 
     Raises:
-        ValueError: too few images, shapes that don't belong together, or NaN (the number of the image is named).
+        ValueError: too few images, shapes that don't belong together, or NaN (the image is named by its number
+            in the tensor given).
     """
     if predictor not in FITS:
         raise ValueError(f"predictor={predictor!r}: choose one of {', '.join(FITS)}")
@@ -115,6 +116,7 @@ def fit_linear(
     return PositionPredictor(weight, 0.5 - weight @ (mean + shift))
 
 
+@torch.no_grad()
 def fit_sigmoid(
     features: Tensor,
     grid: tuple[int, int] | None = None,
@@ -124,7 +126,7 @@ def fit_sigmoid(
     """The paper's predictor sigmoid(W z), without a bias, by mean squared error (Sec. 2.3), fitted to convergence.
 
     L-BFGS over all patches from the least-squares solution of the sigmoid's tangent at 0, in coordinates that make
-    the features white: no learning rate, no random state. Each step reads all features; some tens are usual.
+    the features white: no learning rate, no random state. Each step reads all features; about ten are usual.
 
     Raises:
         RuntimeError: not settled after 300 steps.
@@ -137,7 +139,7 @@ def fit_sigmoid(
     tangent = 4 * whiten.T @ (cell_means.T @ (positions - 0.5) / (h * w))
     white = tangent.contiguous().requires_grad_()  # (directions, 2); W = (whiten white)^T
 
-    @torch.no_grad()
+    @torch.no_grad()  # the optimiser turns gradients on
     def loss_and_slope() -> Tensor:
         weight = whiten @ white
         loss, slope = positions.new_zeros(()), torch.zeros_like(weight)
