@@ -1,0 +1,227 @@
+"""`franca info`: what it says of each kind of checkpoint is what the checkpoint was made of."""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from franca.hub import CheckpointError, save_teacher
+from franca.hub.convert import convert
+from franca.hub.info import inspect, lines, main
+from franca.hub.names import chunk_blocks
+from franca.models import MatryoshkaHead, RASAHead, VisionTransformer
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+DESCRIPTION = {
+    "stage": "pretrain",
+    "data": "/data/images",
+    "step": 70,
+    "images_seen": 4480,
+    "mean": [0.1, 0.2, 0.3],
+    "std": [0.4, 0.5, 0.6],
+}
+
+
+def model(width: int = 64, heads: int = 1, **options: Any) -> VisionTransformer:
+    sizes: dict[str, Any] = {"img_size": 56, "embed_dim": width, "depth": 4, "num_heads": heads}
+    return VisionTransformer(**(sizes | {"num_register_tokens": 3} | options))
+
+
+def save(path: Path, network: VisionTransformer) -> dict[str, Any]:
+    """A teacher file with two heads; its description as written."""
+    state = {f"backbone.{name}": tensor for name, tensor in network.state_dict().items()}
+    for name, prototypes in (("dino_head", 32), ("ibot_head", 16)):
+        head = MatryoshkaHead(network.embed_dim, prototypes, nesting=(1 / 4, 1), hidden_dim=8, bottleneck_dim=4)
+        state |= {f"{name}.{key}": tensor for key, tensor in head.state_dict().items()}
+    return save_teacher(path, state, DESCRIPTION | {"arch": "custom", "backbone": network.config})
+
+
+def rasa(width: int, layers: int) -> dict[str, Tensor]:
+    return RASAHead(width, layers).state_dict()
+
+
+def table(path: Path) -> dict[str, str]:
+    """The printed table without the notes."""
+    printed = [(line[:14].strip(), line[14:]) for line in lines(inspect(path))]
+    return {name: value for name, value in printed if name != "note"}
+
+
+def test_a_teacher_file(tmp_path: Path) -> None:
+    network = model()
+    written = save(tmp_path / "teacher.pth", network)
+    about = inspect(tmp_path / "teacher.pth")
+    assert about["layout"] == "franca"
+    assert about["architecture"] == {
+        "name": "custom",
+        "embed_dim": 64,
+        "depth": 4,
+        "num_heads": 1,
+        "ffn": "swiglu",
+        "patch_size": 14,
+        "num_register_tokens": 3,
+        "in_chans": 3,
+    }
+    assert (about["grid"], about["img_size"]) == (4, 56)
+    assert about["parameters"] == sum(parameter.numel() for parameter in network.parameters())
+    assert {key: about[key] for key in DESCRIPTION} == DESCRIPTION
+    assert about["heads"]["dino_head"] == [{"width": 16, "prototypes": 8}, {"width": 64, "prototypes": 32}]
+    assert about["heads"]["ibot_head"] == [{"width": 16, "prototypes": 4}, {"width": 64, "prototypes": 16}]
+    assert about["hash"] == written["hash"]
+    assert about["versions"] == {key: written[key] for key in ("format", "franca", "torch")}
+    assert about["bytes"] == (tmp_path / "teacher.pth").stat().st_size
+    assert (about["rasa"], about["notes"], about["sha256"]) == (None, [], None)
+
+
+def test_the_table_says_the_same(tmp_path: Path) -> None:
+    written = save(tmp_path / "teacher.pth", model())
+    printed = table(tmp_path / "teacher.pth")
+    assert printed["architecture"] == "custom: width 64, blocks 4, heads 1, swiglu, patch 14, registers 3, channels 3"
+    assert printed["positions"] == "4 x 4, for images of 56 pixels"
+    assert printed["trained"] == "pretrain, on /data/images, 70 steps, 4480 images seen"
+    assert "dino_head (2 levels: features 16, 64; prototypes 8, 32)" in printed["heads"]
+    assert printed["hash"] == written["hash"]
+    assert "RASA" not in printed
+
+
+def test_a_released_file(parity_dir: Path) -> None:
+    """Upstream's layout: what only a description could tell stays open."""
+    path = parity_dir / "tiny_checkpoint.pth"
+    tensors = torch.load(path, weights_only=True)["teacher"]
+    about = inspect(path, num_heads=2)
+    assert about["layout"] == "upstream"
+    sizes = about["architecture"]
+    assert sizes["embed_dim"] == tensors["backbone.cls_token"].shape[-1]
+    assert about["grid"] ** 2 + 1 == tensors["backbone.pos_embed"].shape[1]
+    assert about["parameters"] == sum(t.numel() for name, t in tensors.items() if name.startswith("backbone."))
+    for name in ("dino_head", "ibot_head"):
+        levels = about["heads"][name]
+        assert [level["width"] for level in levels] == [sizes["embed_dim"] // 2**i for i in reversed(range(5))]
+        assert [level["prototypes"] for level in levels] == [
+            len(tensors[f"{name}.last_layers.{i}.weight_g"]) for i in range(5)
+        ]
+    assert about["stage"] is None
+    assert about["mean"] is None
+    assert any("attention heads" in note for note in about["notes"])
+
+
+def test_attention_heads_that_cannot_be_told(parity_dir: Path) -> None:
+    path = parity_dir / "tiny_checkpoint.pth"
+    about = inspect(path)
+    assert about["architecture"]["num_heads"] is None
+    assert about["architecture"]["depth"] == inspect(path, num_heads=2)["architecture"]["depth"]
+    assert any("--num-heads" in note for note in about["notes"])
+    assert ", heads unknown," in table(path)["architecture"]
+
+
+@pytest.mark.parametrize("to", ["upstream", "safetensors", "transformers", "timm"])
+def test_every_layout_says_the_same_of_the_network(to: str, tmp_path: Path) -> None:
+    save(tmp_path / "teacher.pth", model())
+    expected = inspect(tmp_path / "teacher.pth")
+    target = tmp_path / ("out.safetensors" if to == "safetensors" else "out.pth" if to == "upstream" else "out")
+    convert(tmp_path / "teacher.pth", target, to)
+    about = inspect(target)
+    assert about["layout"] == {"safetensors": "franca"}.get(to, to)
+    for key in ("architecture", "grid", "img_size", "parameters", "dtype"):
+        assert about[key] == expected[key], key
+    assert about["mean"] == (None if to == "upstream" else DESCRIPTION["mean"])
+
+
+def test_a_published_size_is_named(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        network = model(384, 6, depth=12, num_register_tokens=0)
+    state = {f"backbone.{name}": torch.zeros(tensor.shape) for name, tensor in network.state_dict().items()}
+    torch.save({"teacher": chunk_blocks(state)}, tmp_path / "small.pth")
+    assert inspect(tmp_path / "small.pth")["architecture"]["name"] == "vit_small"
+
+
+class TestRASA:
+    def test_by_itself(self, tmp_path: Path) -> None:
+        torch.save(rasa(48, layers=8), tmp_path / "x_rasa.pth")
+        about = inspect(tmp_path / "x_rasa.pth")
+        assert about["layout"] == "RASA head"
+        assert about["rasa"] == {"place": "by itself", "planes": 9, "width": 48}
+        assert "architecture" not in about
+        assert table(tmp_path / "x_rasa.pth")["RASA"] == "9 planes of features of width 48, by itself"
+
+    def test_inside(self, tmp_path: Path) -> None:
+        network = model()
+        network.rasa_head = RASAHead(64, 3)
+        save(tmp_path / "teacher.pth", network)
+        about = inspect(tmp_path / "teacher.pth")
+        assert about["rasa"] == {"place": "inside", "planes": 4, "width": 64}
+        assert about["parameters"] == sum(parameter.numel() for parameter in model().parameters())
+
+    @pytest.mark.parametrize("to", ["upstream", "timm"])
+    def test_beside(self, to: str, tmp_path: Path) -> None:
+        network = model()
+        network.rasa_head = RASAHead(64, 3)
+        save(tmp_path / "teacher.pth", network)
+        target = tmp_path / ("out.pth" if to == "upstream" else "out")
+        name = "out_rasa.pth" if to == "upstream" else "rasa.pth"
+        convert(tmp_path / "teacher.pth", target, to)
+        assert inspect(target)["rasa"] == {"place": f"beside: {name}", "planes": 4, "width": 64}
+
+    def test_folded_in(self, tmp_path: Path) -> None:
+        network = model()
+        network.patch_map = nn.Linear(64, 64, bias=False)
+        save(tmp_path / "teacher.pth", network)
+        assert inspect(tmp_path / "teacher.pth")["rasa"]["place"] == "folded in (patch_map)"
+        assert "folded in" in table(tmp_path / "teacher.pth")["RASA"]
+
+
+class TestFaults:
+    def test_damage_is_noticed(self, tmp_path: Path) -> None:
+        path = tmp_path / "teacher.pth"
+        save(path, model())
+        content = torch.load(path, weights_only=True)
+        content["teacher"]["backbone.norm.bias"][0] += 1
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match="damaged"):
+            inspect(path)
+
+    def test_what_holds_no_backbone(self, tmp_path: Path) -> None:
+        torch.save({"optimizer": {"exp_avg": torch.zeros(2)}}, tmp_path / "other.pth")
+        with pytest.raises(CheckpointError, match="no backbone"):
+            inspect(tmp_path / "other.pth")
+
+    def test_heads_that_do_not_divide_the_width(self, parity_dir: Path) -> None:
+        with pytest.raises(CheckpointError, match="num_heads=5"):
+            inspect(parity_dir / "tiny_checkpoint.pth", num_heads=5)
+
+
+class TestCommand:
+    @staticmethod
+    def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["info", *map(str, arguments)])
+        main()
+
+    def test_json(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        save(tmp_path / "teacher.pth", model())
+        self.run(monkeypatch, tmp_path / "teacher.pth", "--json")
+        assert json.loads(capsys.readouterr().out) == inspect(tmp_path / "teacher.pth")
+
+    def test_hash_is_the_files_own(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        save(tmp_path / "teacher.pth", model())
+        self.run(monkeypatch, tmp_path / "teacher.pth", "--hash")
+        assert hashlib.sha256((tmp_path / "teacher.pth").read_bytes()).hexdigest() in capsys.readouterr().out
+
+    @pytest.mark.parametrize("name", ["missing.pth", "text.pth", "empty"])
+    def test_errors_are_one_line_with_status_2(
+        self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "text.pth").write_text("no checkpoint")
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(SystemExit) as exit:
+            self.run(monkeypatch, tmp_path / name)
+        assert exit.value.code == 2
+        printed = capsys.readouterr().err
+        assert name in printed
+        assert printed.count("\n") == 1
