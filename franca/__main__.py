@@ -15,6 +15,9 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("franca.train", "pretrain a model on a folder of images"),
+    "rasa": Command("rasa.train", "remove position from patch features (RASA)"),
+    "info": Command("franca.hub.info", "say what a checkpoint is"),
+    "convert": Command("franca.hub.convert", "write a checkpoint in another layout, or for another library"),
 }
 
 

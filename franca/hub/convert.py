@@ -151,7 +151,7 @@ def _refuse_existing(plan: Plan, output: Path, force: bool) -> None:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="franca convert",
+        prog="python -m franca.hub.convert",
         description="Write a checkpoint in another layout.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -180,7 +180,7 @@ def main() -> None:
             force=given.force,
         )
     except (OSError, ValueError) as error:
-        print(f"franca convert: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     for path in done.files:
         print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")

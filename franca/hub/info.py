@@ -193,7 +193,7 @@ def _sha256(file: Path) -> str:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="franca info",
+        prog="python -m franca.hub.info",
         description="Say what a checkpoint is.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -211,7 +211,7 @@ def main() -> None:
     try:
         about = inspect(given.file, given.num_heads, sha256=given.hash)
     except (OSError, ValueError) as error:
-        print(f"franca info: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(json.dumps(about, indent=2, ensure_ascii=False) if given.json else "\n".join(lines(about)))
 
