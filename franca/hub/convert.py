@@ -133,7 +133,10 @@ def _at_resolution(weights: Recognised, img_size: int | None) -> Recognised:
 
 def _without_rasa(weights: Recognised) -> Recognised:
     backbone = {name: tensor for name, tensor in weights.backbone.items() if name != "patch_map.weight"}
-    return replace(weights, backbone=backbone, rasa=None)
+    described = {name: value for name, value in (weights.description or {}).items() if name != "rasa_rounds"}
+    if described.get("stage") == "rasa":
+        del described["stage"]
+    return replace(weights, backbone=backbone, rasa=None, description=described)
 
 
 def _refuse_existing(plan: Plan, output: Path, force: bool) -> None:

@@ -30,6 +30,11 @@ SIZES = ("embed_dim", "depth", "num_heads", "ffn", "patch_size", "num_register_t
 DESCRIBED = ("stage", "data", "step", "images_seen", "hash", "converted_from")
 
 
+LIBRARY_FILES = ("model.safetensors", "pytorch_model.bin")  # of transformers and timm
+HEADS_UNKNOWN = "the number of attention heads can't be told: loading it needs num_heads=…, converting --num-heads"
+HEADS_GUESSED = "the file doesn't hold the number of attention heads: width / 64 is taken"
+
+
 def inspect(path: str | Path, num_heads: int | None = None, sha256: bool = False) -> dict[str, Any]:
     """What a checkpoint is, in plain types; None stands for what it doesn't tell.
 
@@ -44,13 +49,13 @@ def inspect(path: str | Path, num_heads: int | None = None, sha256: bool = False
     content = read_file(path)
     file = _weights_file(Path(path))
     about: dict[str, Any] = {"file": str(path), "bytes": file.stat().st_size}
-    weights, told = _recognise(content, str(path), num_heads)
+    weights, heads_note = _recognise(content, str(path), num_heads)
     if weights is None:
         rasa = recognise_rasa(content, str(path))
         about |= {"layout": "RASA head", "rasa": _about_rasa(rasa, "by itself"), "notes": []}
     else:
         normalisation = dict.fromkeys(("mean", "std")) | told_normalisation(Path(path), content)
-        about |= _about_model(weights, told) | normalisation | {"rasa": _find_rasa(weights, file)}
+        about |= _about_model(weights, heads_note) | normalisation | {"rasa": _find_rasa(weights, file)}
     return about | {"sha256": _sha256(file) if sha256 else None}
 
 
@@ -70,18 +75,19 @@ def lines(about: Mapping[str, Any]) -> Iterator[str]:
         yield f"{'note':<14}{note}"
 
 
-def _recognise(content: Any, origin: str, num_heads: int | None) -> tuple[Recognised | None, bool]:
-    """The weights, None for a RASA head by itself; and whether the file told its attention heads."""
+def _recognise(content: Any, origin: str, num_heads: int | None) -> tuple[Recognised | None, str]:
+    """The weights, None for a RASA head by itself; and a note where the file doesn't tell its attention heads."""
     try:
         weights = recognise(content, origin, num_heads)
     except CheckpointError:
         if _is_rasa(content, origin):
-            return None, True
+            return None, ""
         if num_heads is not None:
             raise
-        # the one thing that only the width could tell, and one head fits every width; any other fault is raised again
-        return recognise(content, origin, num_heads=1), False
-    return weights, True
+        # Heads are all that the width may fail to tell, and one fits every width; any other fault is raised again.
+        return recognise(content, origin, num_heads=1), HEADS_UNKNOWN
+    told = num_heads is not None or any(f"{library}_config" in content for library in ("transformers", "timm"))
+    return weights, "" if told or weights.description else HEADS_GUESSED
 
 
 def _is_rasa(content: Any, origin: str) -> bool:
@@ -92,19 +98,16 @@ def _is_rasa(content: Any, origin: str) -> bool:
     return True
 
 
-def _about_model(weights: Recognised, told: bool) -> dict[str, Any]:
+def _about_model(weights: Recognised, heads_note: str) -> dict[str, Any]:
     described = weights.description or {}
     backbone = weights.backbone
     sizes: dict[str, Any] = {name: weights.config.get(name) for name in SIZES}
-    notes = list(weights.notes)
-    if not told:
-        sizes["num_heads"] = None
-        notes.append("the number of attention heads can't be told: give num_heads=… (--num-heads) to load it")
-    elif weights.layout in ("upstream", "dinov2"):
-        notes.append("the file doesn't hold the number of attention heads: as given, or width / 64")
+    arch = weights.arch
+    if heads_note == HEADS_UNKNOWN:
+        arch, sizes["num_heads"] = "custom", None
     return {
         "layout": weights.layout,
-        "architecture": {"name": weights.arch if told else "custom", **sizes},
+        "architecture": {"name": arch, **sizes},
         "parameters": sum(tensor.numel() for tensor in backbone.values()),
         "dtype": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in backbone.values()})),
         "grid": weights.config["img_size"] // weights.config["patch_size"],
@@ -112,7 +115,7 @@ def _about_model(weights: Recognised, told: bool) -> dict[str, Any]:
         "heads": {name: _levels(state) for name, state in weights.heads.items()},
         **{name: described.get(name) for name in DESCRIBED},
         "versions": {name: described.get(name) for name in ("format", "franca", "torch")},
-        "notes": notes,
+        "notes": weights.notes + ([heads_note] if heads_note else []),
     }
 
 
@@ -128,12 +131,14 @@ def _levels(head: State) -> list[dict[str, int]]:
 def _find_rasa(weights: Recognised, file: Path) -> dict[str, Any] | None:
     """The RASA head inside, folded in, or in the file beside that conversions and releases give it."""
     if "patch_map.weight" in weights.backbone:
-        return {"place": "folded in (patch_map)", "planes": None, "width": weights.config["embed_dim"]}
+        planes = (weights.description or {}).get("rasa_rounds")
+        return {"place": "folded in (patch_map)", "planes": planes, "width": weights.config["embed_dim"]}
     if weights.rasa is not None:
         return _about_rasa(weights.rasa, "inside")
-    for beside in (file.with_name(f"{file.stem}_rasa.pth"), file.with_name("rasa.pth")):
-        if beside.is_file() and beside != file:
-            return _about_rasa(recognise_rasa(read_file(beside), str(beside)), f"beside: {beside.name}")
+    in_folder = file.name in LIBRARY_FILES
+    beside = file.with_name("rasa.pth" if in_folder else f"{file.stem}_rasa.pth")
+    if beside.is_file():
+        return _about_rasa(recognise_rasa(read_file(beside), str(beside)), f"beside: {beside.name}")
     return None
 
 
@@ -178,8 +183,8 @@ def _weights_file(path: Path) -> Path:
     """The file itself, or the one of a folder that holds the tensors."""
     if not path.is_dir():
         return path
-    names = ("model.safetensors", "pytorch_model.bin")
-    return next((path / name for name in names if (path / name).is_file()), None) or find_in_folder(path)
+    found = [path / name for name in LIBRARY_FILES if (path / name).is_file()]
+    return found[0] if found else find_in_folder(path)
 
 
 def _sha256(file: Path) -> str:

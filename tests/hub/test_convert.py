@@ -298,6 +298,14 @@ class TestRASA:
         images = torch.randn(1, 3, SIZE, SIZE)
         torch.testing.assert_close(tokens(loaded, images), tokens(model, images), rtol=0, atol=1e-5)
 
+    def test_description_forgets_a_map_that_is_left_out(self, tmp_path: Path) -> None:
+        model = self.folded(tmp_path / "in.pth")
+        save(tmp_path / "in.pth", model, stage="rasa", rasa_rounds=3)
+        convert(tmp_path / "in.pth", tmp_path / "out.pth", "franca", with_rasa=False)
+        described = describe(tmp_path / "out.pth")
+        assert not {"stage", "rasa_rounds"} & described.keys()
+        assert described["step"] == 7
+
     @pytest.mark.parametrize("to", ["upstream", "transformers", "timm"])
     def test_folded_map_has_no_place_elsewhere(self, to: str, tmp_path: Path) -> None:
         model = self.folded(tmp_path / "in.pth")

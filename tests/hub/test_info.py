@@ -33,13 +33,13 @@ def model(width: int = 64, heads: int = 1, **options: Any) -> VisionTransformer:
     return VisionTransformer(**(sizes | {"num_register_tokens": 3} | options))
 
 
-def save(path: Path, network: VisionTransformer) -> dict[str, Any]:
+def save(path: Path, network: VisionTransformer, **description: Any) -> dict[str, Any]:
     """A teacher file with two heads; its description as written."""
     state = {f"backbone.{name}": tensor for name, tensor in network.state_dict().items()}
     for name, prototypes in (("dino_head", 32), ("ibot_head", 16)):
         head = MatryoshkaHead(network.embed_dim, prototypes, nesting=(1 / 4, 1), hidden_dim=8, bottleneck_dim=4)
         state |= {f"{name}.{key}": tensor for key, tensor in head.state_dict().items()}
-    return save_teacher(path, state, DESCRIPTION | {"arch": "custom", "backbone": network.config})
+    return save_teacher(path, state, DESCRIPTION | {"arch": "custom", "backbone": network.config} | description)
 
 
 def rasa(width: int, layers: int) -> dict[str, Tensor]:
@@ -107,7 +107,14 @@ def test_a_released_file(parity_dir: Path) -> None:
         ]
     assert about["stage"] is None
     assert about["mean"] is None
-    assert any("attention heads" in note for note in about["notes"])
+    assert about["notes"] == []
+
+
+def test_guessed_attention_heads_are_said(tmp_path: Path) -> None:
+    save(tmp_path / "teacher.pth", model())
+    convert(tmp_path / "teacher.pth", tmp_path / "bare.pth", "upstream")
+    assert any("width / 64" in note for note in inspect(tmp_path / "bare.pth")["notes"])
+    assert not any("heads" in note for note in inspect(tmp_path / "bare.pth", num_heads=1)["notes"])
 
 
 def test_attention_heads_that_cannot_be_told(parity_dir: Path) -> None:
@@ -170,9 +177,9 @@ class TestRASA:
     def test_folded_in(self, tmp_path: Path) -> None:
         network = model()
         network.patch_map = nn.Linear(64, 64, bias=False)
-        save(tmp_path / "teacher.pth", network)
-        assert inspect(tmp_path / "teacher.pth")["rasa"]["place"] == "folded in (patch_map)"
-        assert "folded in" in table(tmp_path / "teacher.pth")["RASA"]
+        save(tmp_path / "teacher.pth", network, rasa_rounds=5)
+        assert inspect(tmp_path / "teacher.pth")["rasa"] == {"place": "folded in (patch_map)", "planes": 5, "width": 64}
+        assert table(tmp_path / "teacher.pth")["RASA"] == "5 planes of features of width 64, folded in (patch_map)"
 
 
 class TestFaults:
