@@ -22,10 +22,10 @@ HEADS = {"dino_head", "ibot_head", "head", "linear_head", "classifier"}
 RESAMPLING = {
     "upstream": (0.1, False),
     "dinov2": (0.1, False),
-    "dinov2 with registers": (0.0, True),
     "transformers": (0.0, False),
     "timm": (0.0, True),
 }
+RESAMPLING_WITH_REGISTERS = RESAMPLING | {"dinov2": (0.0, True), "transformers": (0.0, True)}
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,11 @@ def recognise(content: Any, origin: str, num_heads: int | None = None) -> Recogn
         layout = "franca"
     else:
         config = infer_config(state, origin, _told_heads(entries) if num_heads is None else num_heads)
-        config["interpolate_offset"], config["interpolate_antialias"] = RESAMPLING[layout]
+        resampling = (RESAMPLING_WITH_REGISTERS if config["num_register_tokens"] else RESAMPLING)[layout]
+        config["interpolate_offset"], config["interpolate_antialias"] = resampling
         state = _filled(state, config["embed_dim"], config["depth"], notes)
     arch = name_architecture(config)
-    return Recognised(state, config, arch, layout.split()[0], heads, rasa, description, notes, origin)
+    return Recognised(state, config, arch, layout, heads, rasa, description, notes, origin)
 
 
 def recognise_rasa(content: Any, origin: str) -> State:
@@ -203,7 +204,7 @@ def _our_names(state: State, trained: bool) -> tuple[str, State]:
         return "upstream", flat
     if is_timm(state):
         return "timm", from_timm(state)
-    return "dinov2 with registers" if "register_tokens" in state else "dinov2", flat
+    return "dinov2", flat
 
 
 def _check_hash(teacher: Mapping[str, Tensor], description: Mapping[str, Any], origin: str) -> None:
