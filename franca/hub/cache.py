@@ -47,12 +47,17 @@ def fetch_backbone(published: Published) -> Path:
         CheckpointError: the pieces don't make up an archive.
     """
     target = cache_folder() / published.name
-    if published.parts and not target.exists():
-        parts = [fetch(file) for file in published.files]
-        if _unpack_once(parts, target):
-            for part in parts:
-                part.unlink(missing_ok=True)
-    return target if published.parts else fetch(published.files[0])
+    if not published.parts:
+        return fetch(published.files[0])
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target) as alone:
+            if not target.exists():
+                parts = [fetch(file) for file in published.files]
+                _unpack(parts, target, alone)
+                for part in parts if alone else []:
+                    part.unlink()
+    return target
 
 
 def unpacked(parts: Sequence[Path]) -> Path:
@@ -65,16 +70,14 @@ def unpacked(parts: Sequence[Path]) -> Path:
     target = cache_folder() / f"{parts[0].name.split('.')[0]}-{mark}.pth"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        _unpack_once(parts, target)
+        with locked(target) as alone:
+            if not target.exists():
+                _unpack(parts, target, alone)
     return target
 
 
-def _unpack_once(parts: Sequence[Path], target: Path) -> bool:
-    """Make `target` unless another process does. True where this one did, and nobody else reads the pieces."""
-    with locked(target) as alone:
-        if target.exists():
-            return False
-        scratch = target if alone else target.with_name(f"{target.name}.{os.getpid()}")
-        unpack(parts, scratch)
-        os.replace(scratch, target)
-        return alone
+def _unpack(parts: Sequence[Path], target: Path, alone: bool) -> None:
+    """Unpack; where another process may be at it too, under a name of its own first."""
+    scratch = target if alone else target.with_name(f"{target.name}.{os.getpid()}")
+    unpack(parts, scratch)
+    os.replace(scratch, target)

@@ -50,21 +50,21 @@ def download(url: str, target: Path, sha256: str | None = None, advice: str = ""
     """
     if not url.startswith(("https://", "http://")):
         raise DownloadError(f"{url} is no http or https address")
-    if target.exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with locked(target) as alone:
-        if not target.exists():
-            partial = target.with_name(f"{target.name}.partial" if alone else f"{target.name}.{os.getpid()}.partial")
-            try:
-                _fetch(url, partial)
-            except _Interrupted as error:
-                raise DownloadError(f"{url} can't be fetched: {error}. {advice}") from error
-            except OSError as error:
-                raise DownloadError(_reason(error, url, partial) + f" {advice}") from error
-            _check_hash(partial, sha256, url)
-            os.replace(partial, target)
-            _tag_file(partial).unlink(missing_ok=True)
+    if not target.exists():
+        partial = target.with_name(f"{target.name}.partial")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with locked(target) as alone:
+                if not target.exists():
+                    partial = partial if alone else target.with_name(f"{target.name}.{os.getpid()}.partial")
+                    _fetch(url, partial)
+                    _check_hash(partial, sha256, url)
+                    os.replace(partial, target)
+                    _tag_file(partial).unlink(missing_ok=True)
+        except DownloadError:
+            raise
+        except (OSError, _Interrupted) as error:
+            raise DownloadError(f"{_reason(error, url, partial)} {advice}") from error
     return target
 
 
@@ -75,11 +75,17 @@ def locked(target: Path) -> Iterator[bool]:
     Gives False, and keeps nobody out, where the system or its file system has no locks.
     """
     path = target.with_name(f"{target.name}.lock")
-    with path.open("w") as file:
-        yield _hold(file.fileno(), target)
-        # Whoever waits for this very file finds the target made; whoever comes later makes a new one.
-        if target.exists():
-            path.unlink(missing_ok=True)
+    while True:
+        with path.open("w") as file:
+            alone = _hold(file.fileno(), target)
+            # Who held the lock before took its file away: what is held here keeps out nobody who comes now.
+            if alone and not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+                continue
+            try:
+                yield alone
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def _hold(handle: int, target: Path) -> bool:
@@ -185,8 +191,10 @@ def _check_hash(partial: Path, sha256: str | None, url: str) -> None:
         )
 
 
-def _reason(error: OSError, url: str, partial: Path) -> str:
-    """An operating system's or a server's error in words."""
+def _reason(error: OSError | _Interrupted, url: str, partial: Path) -> str:
+    """A system's, network's or server's error in words."""
+    if isinstance(error, _Interrupted):
+        return f"{url} can't be fetched: {error}."
     if isinstance(error, urllib.error.HTTPError):
         return f"{url} can't be fetched: the server answers {error.code} {error.reason}."
     if isinstance(error, urllib.error.URLError):

@@ -185,3 +185,26 @@ def test_progress_redraws_one_line_on_a_terminal(served, target, capsys, monkeyp
     written = capsys.readouterr().err
     assert written.count("\n") == 1
     assert written.count("\r") >= 2
+
+
+def test_a_failure_leaves_no_lock(server, target) -> None:
+    with pytest.raises(DownloadError):
+        fetch(server, target)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_folder_that_cant_be_made_is_named(served, tmp_path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DownloadError, match=r"can't be written to .*file.*Put it there by hand"):
+        fetch(served, tmp_path / "file" / "weights.pth")
+
+
+def test_without_locks_each_process_has_its_own_partial_file(served, target, monkeypatch) -> None:
+    def none(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(downloads.fcntl, "flock", none)
+    served.break_after = [100_000]
+    fetch(served, target)
+    assert target.read_bytes() == CONTENT
+    assert alone(target)
