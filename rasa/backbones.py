@@ -1,25 +1,23 @@
 """Any ViT as one function: images (B, C, S, S) -> patch features (B, h, w, D) in fp32.
 
-Legend: B images, T tokens, N = h * w patches, D width.
+Legend: B images of C channels and S x S pixels, T tokens, h x w patches, D width.
 """
 
 import contextlib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import torch
-from franca.hub.load import ENTRY_POINTS
 from torch import Tensor, nn
 
 from franca.data.multi_crop import IMAGENET_MEAN, IMAGENET_STD
 from franca.hub import describe, load_model
+from franca.hub.load import ENTRY_POINTS
 from rasa.errors import RasaError
-
-MOST_PREFIX_TOKENS = 64  # class token and registers; more tokens than that beside the grid are no prefix
+from rasa.tokens import features_of, patch_grid, prefix_tokens
 
 
 @dataclass
@@ -73,7 +71,14 @@ class Backbone:
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, S, S) normalised images -> (B, h, w, D). Raises RasaError when the tokens form no square grid."""
-        return patch_grid(features_of(self.model, images), images.shape[-1], self.name)
+        side = images.shape[-1]
+        try:
+            output = features_of(self.model, images)
+        except AssertionError as error:  # how timm refuses a size
+            raise RasaError(
+                f"{self.name} takes no images of {side} x {side} pixels ({error}): change data.size"
+            ) from error
+        return patch_grid(output, side, self.name, prefix_tokens(self.model))
 
     def to(self, device: torch.device) -> None:
         """Move the network, where it is one."""
@@ -81,72 +86,20 @@ class Backbone:
             self.model.to(device)
 
 
-def features_of(model: Callable[..., Any], images: Tensor) -> Any:
-    """What a network offers as its features: `forward_features` where it has one (Franca, DINOv2, timm)."""
-    forward = getattr(model, "forward_features", model)
-    return forward(images)
-
-
-def patch_grid(output: Any, side: int, name: str) -> Tensor:
-    """A network's output for square images of `side` pixels -> its patch features (B, h, w, D), fp32.
-
-    Raises:
-        RasaError: no tensor of tokens, tokens that form no square grid, or values that are not finite.
-    """
-    tokens = _tokens(output, name)
-    if tokens.ndim == 4:
-        grid = tokens.permute(0, 2, 3, 1)
-    elif tokens.ndim == 3:
-        grid = _without_prefix(tokens, exact=isinstance(output, Mapping), side=side, name=name)
-    else:
-        raise RasaError(f"{name} returned a tensor of shape {tuple(tokens.shape)}; expected (B, T, D) or (B, D, h, w)")
-    if grid.shape[1] != grid.shape[2] or grid.shape[1] < 2:
-        raise RasaError(
-            f"{name}: patch tokens of {side}-pixel images form a grid of {tuple(grid.shape[1:3])}; RASA needs a square "
-            "one of at least 2 x 2: change data.size"
-        )
-    return grid.float()
-
-
-def _tokens(output: Any, name: str) -> Tensor:
-    if isinstance(output, Mapping) and "x_norm_patchtokens" in output:
-        return _tensor(output["x_norm_patchtokens"], name)
-    return _tensor(getattr(output, "last_hidden_state", output), name)
-
-
-def _tensor(value: Any, name: str) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise RasaError(
-            f"{name} returned {type(value).__name__}; expected a tensor, a dictionary with x_norm_patchtokens, or an "
-            "output with last_hidden_state: wrap it in a function of your own (backbone.kind=callable)"
-        )
-    return value
-
-
-def _without_prefix(tokens: Tensor, exact: bool, side: int, name: str) -> Tensor:
-    """(B, T, D) -> (B, s, s, D), s the largest square that fits; what is left over are class token and registers."""
-    count = tokens.shape[1]
-    root = isqrt(count)
-    prefix = count - root * root
-    if prefix > (0 if exact else MOST_PREFIX_TOKENS) or root < 2:
-        raise RasaError(
-            f"{name} returned {count} tokens for an image of {side} x {side} pixels, which form no square grid of "
-            "patches: RASA needs one token per patch (is it pooled, or does it drop or merge tokens?)"
-        )
-    return tokens[:, prefix:].unflatten(1, (root, root))
-
-
 def _franca(config: BackboneConfig) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
     if config.name in ENTRY_POINTS:
         return load_model(config.name, weights=config.weights), IMAGENET_MEAN, IMAGENET_STD
-    about = describe(config.name)
+    about = describe(config.name, config.num_heads)
     model = load_model(checkpoint=config.name, num_heads=config.num_heads)
     return model, about.get("mean", IMAGENET_MEAN), about.get("std", IMAGENET_STD)
 
 
 def _timm(config: BackboneConfig) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
     timm = _library("timm")
-    model = timm.create_model(config.name, pretrained=True, num_classes=0, dynamic_img_size=True)
+    try:
+        model = timm.create_model(config.name, pretrained=True, num_classes=0, dynamic_img_size=True)
+    except (RuntimeError, TypeError) as error:  # no such model, no weights, or no ViT that takes other sizes
+        raise RasaError(f"timm can't make backbone.name={config.name!r}: {error}") from error
     stated = model.pretrained_cfg
     return model, stated.get("mean", IMAGENET_MEAN), stated.get("std", IMAGENET_STD)
 
@@ -162,7 +115,10 @@ def _transformers(config: BackboneConfig) -> tuple[nn.Module, Sequence[float], S
 
 def _torch_hub(config: BackboneConfig) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
     source = "local" if Path(config.repo).is_dir() else "github"
-    return torch.hub.load(config.repo, config.name, source=source), IMAGENET_MEAN, IMAGENET_STD
+    try:
+        return torch.hub.load(config.repo, config.name, source=source), IMAGENET_MEAN, IMAGENET_STD
+    except RuntimeError as error:  # no such entry point, or a package that it needs
+        raise RasaError(f"{config.repo!r} has no backbone.name={config.name!r} that loads: {error}") from error
 
 
 def _callable(config: BackboneConfig) -> tuple[Callable[..., Any], Sequence[float], Sequence[float]]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from franca.eval.figures.pca import pca_figure
 from franca.eval.figures.positions import cluster_maps_figure, entropy_figure, prediction_figure
 from franca.eval.images import EvalImages
-from franca.eval.parts import Part
+from franca.eval.parts import Part, evenly_spaced
 from franca.eval.report import page
 from franca.eval.report.build import displayed
 from rasa.evidence import Evidence, State
@@ -63,7 +63,8 @@ def headline(result: Result) -> str:
 
 def _numbers(evidence: Evidence) -> str:
     def row(name: str, number: Callable[[State], float], digits: int, chance: str) -> list[str]:
-        return [name, *(f"{number(side):.{digits}f}" for side in (evidence.before, evidence.after)), chance]
+        sides = (round(number(side), digits) + 0.0 for side in (evidence.before, evidence.after))  # -0.0 + 0.0 is 0.0
+        return [name, *(f"{value:.{digits}f}" for value in sides), chance]
 
     chance = f"{evidence.before.linear.chance_rmse:.3f}"
     rows = [
@@ -96,7 +97,8 @@ def _clusters(evidence: Evidence, out: Path) -> str:
     return page.section(
         "Clusters that belong to a place",
         page.paragraph(f"k-means with {evidence.clusters} clusters of the patch features of the held-out images (paper "
-                       "Fig. 6). A cluster whose patches all lie in one corner stands for a place, not for a thing."),
+                       "Fig. 6). A cluster whose patches all lie in one corner stands for a place, not for a thing. "
+                       f"{_about_entropy(entropies['before'].mean, entropies['after'].mean)}"),
         page.picture("entropy.png", "entropy of positions per cluster", "1: as spread out as patches drawn at random, "
                      "0: all in one cell."),
         page.picture("clusters.png", "maps of clusters", "The six clusters of lowest entropy among the larger half, "
@@ -104,11 +106,20 @@ def _clusters(evidence: Evidence, out: Path) -> str:
     )  # fmt: skip
 
 
+def _about_entropy(before: float, after: float) -> str:
+    """What the mean entropies, of those expected by chance, say."""
+    if before > 1 - LITTLE:
+        return "Clusters of this model were hardly about places before, so there was little to gain here."
+    if after > before + LITTLE / 2:
+        return f"Their mean entropy, of that expected by chance, rose from {before:.3f} to {after:.3f}."
+    return f"Their mean entropy, of that expected by chance, is {before:.3f} before and {after:.3f} after: no clear change."
+
+
 def _pictures(result: Result, out: Path) -> str:
     task = result.task
-    numbers = task.held_out.numbers[: 2 * task.config.evidence.pictures]
-    images = EvalImages(Part(task.source, numbers), task.config.data.size)
-    pixels = next(iter(images.batches(task.config.evidence.pictures))).pixels
+    wanted = task.config.evidence.pictures
+    images = EvalImages(evenly_spaced(Part(task.source, task.held_out.numbers), wanted), task.config.data.size)
+    pixels = next(iter(images.batches(wanted))).pixels
     before = task.engine.features(pixels).cpu()
     after = before @ rasa_matrix(result.fit.head).to(before)
     rows: Mapping[str, Tensor] = {"before": before, "after": after, "removed": before - after}

@@ -1,4 +1,4 @@
-"""Pretrain a small model on sample photographs or on your own images, then show what it learned.
+"""Pretrain a small model on sample photographs or on your own images, remove position from it, show what it learned.
 
     python scripts/quickstart.py [--data PATH] [--output report] [key=value …]
 
@@ -14,10 +14,18 @@ import sys
 import time
 from pathlib import Path
 
+from franca.config import ConfigError, read_config
 from franca.data.errors import DataError
+from franca.hub import describe
 from franca.train.__main__ import main as train
+from franca.train.config import TrainConfig
+from rasa.config import RasaConfig
+from rasa.errors import RasaError
 
-RECIPE = Path(__file__).resolve().parent.parent / "configs" / "recipes" / "quickstart.yaml"
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+RECIPE = CONFIGS / "recipes" / "quickstart.yaml"
+RASA = CONFIGS / "rasa" / "quickstart.yaml"
+LARGER = 2  # RASA sees crops of this many times the training size: more patches to tell apart
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -42,6 +50,34 @@ def run_folder(overrides: list[str]) -> Path:
     return Path("runs") / name
 
 
+def rasa_config(folder: Path) -> RasaConfig:
+    """RASA on the teacher of a run and the run's own images."""
+    trained = read_config(TrainConfig, folder / "config.yaml")
+    teacher = folder / "teacher.pth"
+    options = {
+        "output": str(folder / "rasa" / describe(teacher)["hash"][:8]),  # a teacher trained further starts anew
+        "backbone.name": str(teacher),
+        "data.source": trained.data.source,
+        "data.path": "all" if trained.data.source == "photographs" else trained.data.path,
+        "data.channels": trained.data.channels,
+        "data.size": LARGER * trained.data.crops.global_size,
+    }
+    return read_config(RasaConfig, RASA, [f"{key}={json.dumps(value)}" for key, value in options.items()])
+
+
+def debias(folder: Path, out: Path) -> list[str]:
+    """Run RASA on a finished run; returns the sections of the report that show it, or the one that says why not."""
+    from franca.eval.report import page
+    from rasa.report import sections
+    from rasa.run import run
+
+    try:
+        return sections(run(rasa_config(folder)), out)
+    except (ConfigError, DataError, RasaError, ValueError) as error:
+        print(f"no RASA: {error}", file=sys.stderr)
+        return [page.section("Position in the patch features", page.paragraph(f"RASA was not run: {error}"))]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Train, then write the report; returns the exit status."""
     options = parse_arguments(arguments)
@@ -61,7 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
         return status
     logging.getLogger(__name__).info("writing the report")
     try:
-        index = build_report(folder, options.output)
+        out = Path(options.output)
+        out.mkdir(parents=True, exist_ok=True)
+        index = build_report(folder, out, debias(folder, out))
     except (OSError, DataError, ValueError) as error:
         print(f"error: no report: {error}. The run is safe; the same command tries again", file=sys.stderr)
         return 2

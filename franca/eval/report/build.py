@@ -1,6 +1,7 @@
 """The report of a run: one page and its pictures, made to be looked at by a person."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ SLICES_SHOWN = (1, 4, 16)  # divisors of the feature
 def build_report(
     run_folder: str | Path,
     out_folder: str | Path,
+    more: Sequence[str] = (),
 ) -> Path:
     """Write ``index.html`` and its pictures for a run of ``franca.train``; returns the page's path.
 
     Args:
         run_folder: the run's ``output``. out_folder: made if it isn't there; files of an earlier report are replaced.
+        more: sections (HTML) that someone else made, shown behind the run's own.
 
     Raises:
         FileNotFoundError, DataError, CheckpointError: as `load_run`.
@@ -48,6 +51,7 @@ def build_report(
         _portraits(run, task, out),
         _curves(run, out),
         _masks(run, task, out),
+        *more,
         _honesty(run, comparison),
         _details(run, time.perf_counter() - started),
     ]
