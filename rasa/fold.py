@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from franca.models import RASAHead, VisionTransformer
 from franca.models.rasa_head import plane_basis
-from rasa.backbones import features_of, patch_grid
 from rasa.errors import RasaError
+from rasa.tokens import features_of, patch_grid, prefix_tokens
 
 LAST_NORMS = ("norm", "layernorm")  # timm and DINOv2; transformers
+FOLDED_ALREADY = "a RASA head is folded into this model already: load the original and fold into that"
 
 
 def rasa_matrix(head: RASAHead) -> Tensor:
@@ -41,10 +42,14 @@ def fold(model: Callable[..., Any], head: RASAHead) -> nn.Module:
     linear.requires_grad_(False)
     if isinstance(model, VisionTransformer):
         return _with_patch_map(model, linear)
+    layers = [getattr(model, name, None) for name in LAST_NORMS]
+    if isinstance(model, Debiased) or any(isinstance(layer, NormThenMap) for layer in layers):
+        raise RasaError(FOLDED_ALREADY)
+    prefix = prefix_tokens(model)
     norm = next((name for name in LAST_NORMS if isinstance(getattr(model, name, None), nn.LayerNorm)), None)
-    if isinstance(model, nn.Module) and norm is not None:
+    if isinstance(model, nn.Module) and norm is not None and prefix is not None:
         folded = copy.deepcopy(model)
-        setattr(folded, norm, NormThenMap(getattr(folded, norm), linear, _prefix_tokens(model)))
+        setattr(folded, norm, NormThenMap(getattr(folded, norm), linear, prefix))
         return folded
     return Debiased(model, linear)
 
@@ -56,7 +61,7 @@ class NormThenMap(nn.Module):
         super().__init__()
         if norm.normalized_shape != (linear.in_features,):
             raise RasaError(f"the head reads {linear.in_features} features, the model has {norm.normalized_shape[0]}")
-        self.norm, self.linear, self.prefix = norm, linear, prefix
+        self.norm, self.linear, self.prefix = norm, linear.to(norm.weight), prefix
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = self.norm(tokens)
@@ -71,25 +76,18 @@ class Debiased(nn.Module):
         self.model, self.linear = model, linear
 
     def forward(self, images: Tensor) -> Tensor:
-        grid = patch_grid(features_of(self.model, images), images.shape[-1], "the model")
+        output = features_of(self.model, images)
+        grid = patch_grid(output, images.shape[-1], "the model", prefix_tokens(self.model))
         if grid.shape[-1] != self.linear.in_features:
             raise RasaError(f"the head reads {self.linear.in_features} features, the model has {grid.shape[-1]}")
-        return self.linear(grid)
+        return self.linear.to(grid.device)(grid)
 
 
 def _with_patch_map(model: VisionTransformer, linear: nn.Linear) -> VisionTransformer:
     if model.embed_dim != linear.in_features:
         raise RasaError(f"the head reads {linear.in_features} features, the model has {model.embed_dim}")
     if model.patch_map is not None:
-        raise RasaError("a RASA head is folded into this model already: load the original and fold into that")
+        raise RasaError(FOLDED_ALREADY)
     folded = copy.deepcopy(model)
     folded.rasa_head, folded.patch_map = None, linear.to(model.norm.weight)
     return folded
-
-
-def _prefix_tokens(model: nn.Module) -> int:
-    """Class token and registers before the patches, of a network of timm, DINOv2 or transformers."""
-    if hasattr(model, "num_prefix_tokens"):
-        return int(model.num_prefix_tokens)  # type: ignore[arg-type]
-    registers = getattr(model, "num_register_tokens", getattr(getattr(model, "config", None), "num_register_tokens", 0))
-    return 1 + int(registers)
