@@ -112,7 +112,7 @@ def _about_entropy(before: float, after: float) -> str:
         return "Clusters of this model were hardly about places before, so there was little to gain here."
     if after > before + LITTLE / 2:
         return f"Their mean entropy, of that expected by chance, rose from {before:.3f} to {after:.3f}."
-    return f"Their mean entropy, of that expected by chance, is {before:.3f} before and {after:.3f} after: no clear change."
+    return f"Their mean entropy, of that expected by chance: {before:.3f} before, {after:.3f} after, no clear change."
 
 
 def _pictures(result: Result, out: Path) -> str:

@@ -89,7 +89,7 @@ class GradientSolver:
     def __init__(self, fit: Patches, held_out: Patches, config: GradientConfig, seed: int) -> None:
         self.fit, self.held_out, self.config, self.seed = fit, held_out, config, seed
         self.width = held_out.width
-        self.scale = held_out.root_mean_square()
+        self.scale = held_out.root_mean_square() or 1.0
 
     def __call__(self, removed: Tensor, number: int) -> Predictor:
         device = self.fit.device
