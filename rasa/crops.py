@@ -93,7 +93,7 @@ def listed(source: Source, file: Path) -> Part:
             f"data.list={str(file)!r} names {len(lines)} images, of which data.path lacks {len(missing)}, "
             f"such as {missing[:3]}: give a list and a folder that belong together"
         )
-    return Part(source, [number for number in found if number is not None])
+    return Part(source, list(dict.fromkeys(number for number in found if number is not None)))  # each once
 
 
 def _bare(name: str) -> str:
@@ -129,7 +129,7 @@ class Crops:
         """Every crop of a pass once; each pass crops anew.
 
         Raises:
-            DataError: more than a tenth of the images can't be read.
+            DataError: more than a tenth of the images can't be read, or none can.
         """
         loader = DataLoader(
             _CropSet(self, number_of_pass),
@@ -138,6 +138,7 @@ class Crops:
             collate_fn=list,
             generator=torch.Generator(),  # else the loader draws its seed from the global random state
         )
+        found = False
         for group in loader:
             self.skipped |= {crop for _, crop in group if isinstance(crop, str)}
             if len(self.skipped) > max(MAX_BROKEN_SHARE * len(self.numbers), 1):
@@ -147,7 +148,10 @@ class Crops:
                 )
             readable = [(name, crop) for name, crop in group if isinstance(crop, Tensor)]
             if readable:
+                found = True
                 yield CropBatch(torch.stack([crop for _, crop in readable]), [name for name, _ in readable])
+        if not found:
+            raise DataError(f"no image of {len(self.numbers)} can be read: {'; '.join(sorted(self.skipped))}")
 
 
 class _CropSet(Dataset[tuple[str, Tensor | str]]):

@@ -116,23 +116,19 @@ class FreshPatches:
         return -(-len(self.crops) // batch_size)
 
     def batches(self, batch_size: int, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        waiting: list[tuple[Tensor, Tensor]] = []
+        features = torch.empty(0, self.kept, self.width, device=self.device)
+        cells = torch.empty(0, self.kept, dtype=torch.int64)
         for number, grids in enumerate(self.engine.batches(self.crops, epoch)):
-            features, cells = draw_patches(grids, self.kept, generator("rasa patches", epoch, number))
-            waiting.append((features.clone(), self.positions[cells].to(self.device)))
-            if sum(len(part) for part, _ in waiting) >= batch_size:
-                yield _joined(waiting)
-                waiting = []
-        if waiting:
-            yield _joined(waiting)
+            drawn, drawn_cells = draw_patches(grids, self.kept, generator("rasa patches", epoch, number))
+            features, cells = torch.cat([features, drawn]), torch.cat([cells, drawn_cells])
+            while len(features) >= batch_size:
+                yield features[:batch_size], self.positions[cells[:batch_size]].to(self.device)
+                features, cells = features[batch_size:], cells[batch_size:]
+        if len(features):
+            yield features, self.positions[cells].to(self.device)
 
     def root_mean_square(self) -> float:
         return self.first.square().mean().sqrt().item()
-
-
-def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    features, positions = zip(*parts, strict=True)
-    return torch.cat(features), torch.cat(positions)
 
 
 def draw_patches(grids: Tensor, kept: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -149,7 +145,7 @@ def collect(
     """Run the backbone over all crops once and keep patches of each as `config` says.
 
     Args:
-        file: where a cache on disk goes; an earlier one is replaced.
+        file: where a cache on disk goes. Only its space is used: it bears no name once it is mapped.
         advance: called with the number of crops of each batch.
 
     Raises:
@@ -171,7 +167,7 @@ def collect(
                 f"{engine.backbone.name} gives features of up to {grids.abs().max().item():.3g}, too large to be kept "
                 "in fp16: use solver=closed_form, or cache.where=off"
             )
-        features, chosen = draw_patches(grids, kept, generator("rasa patches", number))
+        features, chosen = draw_patches(grids, kept, generator("rasa patches", 0, number))
         rows = slice(done, done + len(grids))
         store[rows], cells[rows] = features.half().cpu(), chosen.int()
         done += len(grids)
@@ -184,7 +180,9 @@ def _allocate(shape: tuple[int, int, int], file: Path | None) -> Tensor:
         return torch.empty(shape, dtype=torch.float16)
     file.unlink(missing_ok=True)
     size = shape[0] * shape[1] * shape[2]
-    return torch.from_file(str(file), shared=True, size=size, dtype=torch.float16).view(shape)
+    store = torch.from_file(str(file), shared=True, size=size, dtype=torch.float16).view(shape)
+    file.unlink()  # the map keeps it while the process lives, and nothing is left behind however that ends
+    return store
 
 
 def _chain(first: Tensor, rest: Iterator[Tensor]) -> Iterator[Tensor]:

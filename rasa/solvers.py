@@ -33,6 +33,11 @@ class Solver(Protocol):
 
     width: int
 
+    @property
+    def doubt(self) -> str:
+        """Why it may find nothing where there is something, for an error message."""
+        ...
+
     def __call__(self, removed: Tensor, number: int) -> Predictor: ...
 
 
@@ -46,6 +51,10 @@ class ClosedFormSolver:
     def __init__(self, fit: Moments, held_out: Moments) -> None:
         self.fit, self.held_out = fit, held_out.about(fit.shift)
         self.width = len(fit.shift)
+
+    @property
+    def doubt(self) -> str:
+        return f"More than {self.fit.crops} crops measure a weak one better"
 
     def __call__(self, removed: Tensor, number: int) -> Predictor:
         remaining = torch.eye(self.width, dtype=torch.float64) - removed.T @ removed
@@ -90,6 +99,14 @@ class GradientSolver:
         self.fit, self.held_out, self.config, self.seed = fit, held_out, config, seed
         self.width = held_out.width
         self.scale = held_out.root_mean_square() or 1.0
+
+    @property
+    def doubt(self) -> str:
+        steps = self.config.epochs * self.fit.steps(self.config.batch_size)
+        return (
+            f"The predictor made {steps} steps (the paper's some 670), which may be too few: raise gradient.epochs="
+            f"{self.config.epochs}, lower gradient.batch_size={self.config.batch_size}, or use solver=closed_form"
+        )
 
     def __call__(self, removed: Tensor, number: int) -> Predictor:
         device = self.fit.device
