@@ -73,15 +73,17 @@ def run(config: RasaConfig) -> Result:
         )
         fit = _fit(task, folder)
         logger.info("%s; %d dimensions removed", fit.stopped, 2 * len(fit.rounds))
+        files = folder.save_result(fit)
         evidence = _evidence(task, fit)
-        files = folder.save_result(fit, evidence.numbers() if evidence else None)
+        if evidence:
+            folder.save_about(fit, evidence.numbers())
     return Result(task, fit, evidence, files)
 
 
 def _fit(task: Task, folder: RunFolder) -> RASAFit:
     if folder.finished:
         made = folder.rounds[: task.config.rounds]
-        reason = folder.stopped or f"all {len(made)} rounds were made"
+        reason = folder.stopped if len(made) < task.config.rounds else f"all {len(made)} rounds were made"
         return RASAFit(head_of([one.weight for one in made]), made, reason)
 
     def on_round(made: Round) -> None:

@@ -26,11 +26,11 @@ OPERATIONAL = {"output", "device", "rounds", "evidence"}
 
 
 class RunFolder:
-    """`rounds.pth` after every round, `moments.pth` or `patches.bin` after the pass over the images; `rasa.pth` (the
+    """`moments.pth` after the closed-form pass over the images, `rounds.pth` after every round; `rasa.pth` (the
     published layout), `rasa.json` and, for a Franca backbone, `folded.pth` at the end.
 
     Raises:
-        ConfigError: the folder holds a run of another backbone or configuration.
+        ConfigError: the folder holds a run of another backbone or configuration, or files of something else.
         OSError: the folder can't be made.
     """
 
@@ -41,6 +41,8 @@ class RunFolder:
         self.backbone_hash = hash_tensors(backbone.model.state_dict()) if isinstance(backbone.model, nn.Module) else ""
         self.fingerprint = _fingerprint(config, self.backbone_hash)
         saved = self._saved("rounds.pth") or {"rounds": [], "stopped": ""}
+        if not saved["rounds"] and self._saved("moments.pth") is None:
+            self._refuse_others()
         self.rounds = [Round(**one) for one in saved["rounds"]]
         self.stopped: str = saved["stopped"]
         self._write("config.yaml", dump_config(config).encode())
@@ -64,17 +66,31 @@ class RunFolder:
         saved = self._saved("moments.pth")
         return (Moments(**saved["fit"]), Moments(**saved["held_out"])) if saved else None
 
-    def save_result(self, fit: RASAFit, evidence: dict[str, Any] | None) -> list[Path]:
+    def save_result(self, fit: RASAFit) -> list[Path]:
         """The head, what is known about it, and the folded model; returns the files for users."""
-        saturated = fit.stopped if len(fit.rounds) < self.config.rounds else ""
-        self._save("rounds.pth", {"rounds": [asdict(one) for one in self.rounds], "stopped": saturated})
+        if len(fit.rounds) < self.config.rounds:
+            self.stopped = fit.stopped
+        self._save("rounds.pth", {"rounds": [asdict(one) for one in self.rounds], "stopped": self.stopped})
         self._write("rasa.pth", lambda file: torch.save(dict(fit.head.state_dict()), file))
-        self._write("rasa.json", (json.dumps(self._about(fit, evidence), indent=2) + "\n").encode())
+        self.save_about(fit, None)
         files = [self.path / "rasa.pth", self.path / "rasa.json"]
         if isinstance(self.backbone.model, VisionTransformer):
             self._save_folded(self.backbone.model, fit.head)
             files.append(self.path / "folded.pth")
         return files
+
+    def save_about(self, fit: RASAFit, evidence: dict[str, Any] | None) -> None:
+        """`rasa.json`: the rounds and their errors, and what they changed where that was measured."""
+        self._write("rasa.json", (json.dumps(self._about(fit, evidence), indent=2) + "\n").encode())
+
+    def _refuse_others(self) -> None:
+        """Raise ConfigError where this would be the first run in a folder that something else uses."""
+        others = [file.name for file in self.path.iterdir() if not file.name.startswith(".")]
+        if set(others) - {"config.yaml"}:
+            raise ConfigError(
+                f"output={str(self.path)!r} holds files that no RASA run made, such as {min(others)}: choose an empty "
+                "or new folder"
+            )
 
     def _save_folded(self, model: VisionTransformer, head: RASAHead) -> None:
         folded = fold(model, head)
