@@ -140,7 +140,7 @@ def run_rounds(
     if not made:
         raise RasaError(
             f"there is no position to remove, {stopped}. Are these patch features of the last block, and not already "
-            "debiased? More images measure weak position better"
+            f"debiased? {solver.doubt}"
         )
     return RASAFit(head_of([one.weight for one in made]), made, stopped)
 
