@@ -35,7 +35,7 @@ def read_file(path: str | Path) -> Any:
         raise FileNotFoundError(f"no checkpoint at {path}; give {READABLE}")
     if ARCHIVE.fullmatch(path.name):
         return _load(unpacked(archive_parts(path)))
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _load(path)
+    return _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _load(path)
 
 
 def find_in_folder(folder: Path, published: Published | None = None, rasa: bool = False) -> Path:
@@ -65,6 +65,12 @@ def find_in_folder(folder: Path, published: Published | None = None, rasa: bool 
     return next(iter(archives.values()))
 
 
+def rasa_beside(path: Path) -> Path | None:
+    """The RASA head where releases and conversions put it: `<name>_rasa.pth` beside a file, rasa.pth in a folder."""
+    folder, name = (path, "rasa.pth") if path.is_dir() else (path.parent, f"{_stem(path)}_rasa.pth")
+    return next((other for other in sorted(folder.iterdir()) if other.name.lower() == name.lower()), None)
+
+
 def archive_parts(path: Path) -> list[Path]:
     """All pieces of the archive that `path` is one piece of, in order; itself where it is whole.
 
@@ -83,6 +89,12 @@ def archive_parts(path: Path) -> list[Path]:
     last = max(ord(name[-1]) for name in names)
     expected = [f"{path.name[:-1]}{chr(letter)}" for letter in range(ord("a"), last + 1)]
     return [there.get(name.lower(), path.parent / name) for name in expected]
+
+
+def _stem(path: Path) -> str:
+    """A checkpoint's name without what says how it is packed."""
+    found = ARCHIVE.fullmatch(path.name)
+    return re.sub(r"(_chunked)?\.(tar\.gz|tgz)$", "", found["archive"], flags=re.IGNORECASE) if found else path.stem
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, TypedDict, Unpack
 from franca.hub.architecture import backbone_sizes
 from franca.hub.cache import fetch, fetch_backbone
 from franca.hub.checkpoint import CheckpointError
-from franca.hub.files import find_in_folder, read_file
+from franca.hub.files import find_in_folder, rasa_beside, read_file
 from franca.hub.layouts import Recognised, build, build_rasa, recognise, recognise_rasa
 from franca.hub.names import State
 from franca.hub.registry import DEFAULTS, LICENCE, SHORT_NAMES, Published, find
@@ -26,7 +26,8 @@ class HubOptions(TypedDict, total=False):
 
     weights: which published weights; None: IN21K for ViT-B, LAION for ViT-L and ViT-g. Any spelling of their names.
     pretrained: False gives an untrained network.
-    use_rasa_head: attach the RASA head, which `forward_features(…, use_rasa_head=True)` uses.
+    use_rasa_head: attach the RASA head, which `forward_features(…, use_rasa_head=True)` uses: the one inside the file,
+        in `<name>_rasa.pth` beside it, or published for these weights.
     img_size: side in pixels of the square image for whose grid positions are stored; None: as in the file. Other sizes
         are taken as well, and resampled in every forward pass.
     local_state_dict: a file (.pth, .safetensors, .tar.gz), a folder that holds it, or tensors by name, in place of the
@@ -130,7 +131,7 @@ def _load_checkpoint(
     if rasa is not None:
         _attach(model, *_read_rasa(rasa, None))
     elif use_rasa_head:
-        _attach(model, origin, _own_rasa(recognised))
+        _attach(model, *_find_rasa(recognised, None))
     return _resized(model, img_size)
 
 
@@ -159,10 +160,8 @@ def _load_size(
     model = build(recognised)
     if RASA_local_state_dict is not None:
         _attach(model, *_read_rasa(RASA_local_state_dict, published or _default(arch)))
-    elif use_rasa_head and recognised.rasa is None and published and published.rasa and model.patch_map is None:
-        _attach(model, *_read_rasa(fetch(published.rasa), published))
     elif use_rasa_head:
-        _attach(model, origin, _own_rasa(recognised, published))
+        _attach(model, *_find_rasa(recognised, published))
     return _resized(model, img_size)
 
 
@@ -194,19 +193,23 @@ def _read_rasa(source: Source, published: Published | None) -> tuple[str, State]
     return origin, recognise_rasa(content, origin)
 
 
-def _own_rasa(recognised: Recognised, published: Published | None = None) -> State:
-    """The RASA head inside the checkpoint, or an error that says how to get one."""
+def _find_rasa(recognised: Recognised, published: Published | None) -> tuple[str, State]:
+    """The RASA head inside the checkpoint, beside it, or published; else an error that says how to get one."""
+    origin = recognised.origin
     if "patch_map.weight" in recognised.backbone:
-        raise CheckpointError(
-            f"use_rasa_head=True: RASA is folded into {recognised.origin}, x_norm_patchtokens hold no position"
-        )
-    if recognised.rasa is None:
-        weights = f"for {published.weights} of {published.arch}" if published else "for it"
-        raise CheckpointError(
-            f"use_rasa_head=True, but {recognised.origin} holds no RASA head and none is published {weights}: give one "
-            "as RASA_local_state_dict=…, or train one with python -m rasa.train"
-        )
-    return recognised.rasa
+        raise CheckpointError(f"use_rasa_head=True: RASA is folded into {origin}, x_norm_patchtokens hold no position")
+    if recognised.rasa is not None:
+        return origin, recognised.rasa
+    beside = rasa_beside(Path(origin)) if Path(origin).exists() else None
+    if beside is not None:
+        return _read_rasa(beside, None)
+    if published and published.rasa:
+        return _read_rasa(fetch(published.rasa), None)
+    weights = f"for {published.weights} of {published.arch}" if published else "for it"
+    raise CheckpointError(
+        f"use_rasa_head=True, but {origin} holds no RASA head and none is published {weights}: give one as "
+        "RASA_local_state_dict=…, or train one with python -m rasa.train"
+    )
 
 
 def _attach(model: VisionTransformer, origin: str, rasa: State) -> None:

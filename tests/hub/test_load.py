@@ -197,6 +197,23 @@ class TestLocal:
         path = saved(tmp_path / "a.pth", {"teacher": model.state_dict()})
         assert same(load_model("franca_vits14", local_state_dict=path, use_rasa_head=True), model)
 
+    @pytest.mark.parametrize("name", ["mine.pth", "mine_chunked.tar.gz.part_aa"])
+    def test_rasa_beside_the_file(self, tmp_path, name) -> None:
+        model, head = network(), RASAHead(WIDTH, 1)
+        path = saved(tmp_path / "mine.pth", {"teacher": model.state_dict()})
+        if path.name != name:
+            with tarfile.open(tmp_path / name, "w:gz") as tar:
+                tar.add(path, arcname="mine.pth")
+            path.unlink()
+        saved(tmp_path / "Mine_RASA.pth", head.state_dict())
+        saved(tmp_path / "other_rasa.pth", RASAHead(WIDTH, 3).state_dict())
+        for loaded in (
+            load_model("franca_vits14", local_state_dict=tmp_path / name, use_rasa_head=True),
+            load_model(checkpoint=tmp_path / name, use_rasa_head=True),
+        ):
+            torch.testing.assert_close(loaded.rasa_head.state_dict(), head.state_dict())
+        assert load_model(checkpoint=tmp_path / name).rasa_head is None
+
     def test_rasa_of_other_weights_is_not_fetched(self, tmp_path) -> None:
         """A file that doesn't say which weights it holds gets no head that was made for others."""
         with pytest.raises(CheckpointError, match="holds no RASA head and none is published for it"):
