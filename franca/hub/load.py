@@ -14,7 +14,7 @@ from franca.hub.checkpoint import CheckpointError
 from franca.hub.files import find_in_folder, rasa_beside, read_file
 from franca.hub.layouts import Recognised, build, build_rasa, recognise, recognise_rasa
 from franca.hub.names import State
-from franca.hub.registry import DEFAULTS, LICENCE, SHORT_NAMES, Published, find
+from franca.hub.registry import DEFAULTS, LICENCE, SHORT_NAMES, Published, find, is_published
 from franca.models import BACKBONES, VisionTransformer
 
 GRID, PATCH = 518, 14  # pixels, of an untrained network and of every entry point
@@ -185,6 +185,8 @@ def _read(source: Source, argument: str, published: Published | None = None, ras
     path = Path(source)
     if path.is_dir() and (rasa or not (path / "config.json").is_file()):
         path = find_in_folder(path, published, rasa)
+    if is_published(path.name):
+        _say_licence()
     return str(path), read_file(path)
 
 

@@ -114,6 +114,12 @@ def find(arch: str, weights: str | None = None) -> Published:
     raise ValueError(f"weights={weights!r} are not published for {arch}. There are: {names}")
 
 
+def is_published(name: str) -> bool:
+    """Whether a file of that name, in any case, is one of those above."""
+    files = [file.name for published in PUBLISHED for file in (*published.files, published.rasa) if file]
+    return name.lower() in {known.lower() for known in files + [published.name for published in PUBLISHED]}
+
+
 def _key(arch: str, weights: str) -> str:
     """What spellings of the same weights have in common."""
     key = re.sub(r"[^a-z0-9]+", "_", weights.lower()).strip("_")

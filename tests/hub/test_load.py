@@ -100,6 +100,11 @@ class TestPublished:
         load_model("franca_vitb14", weights="IN21K_224")
         assert capsys.readouterr().err.count("research-only licence (RAIL)") == 1
 
+    def test_the_licence_goes_with_the_file(self, tmp_path, capsys) -> None:
+        path = saved(tmp_path / "franca_vitb14_in21k.pth", network().state_dict())
+        load_model(checkpoint=path)
+        assert "research-only licence" in capsys.readouterr().err
+
     def test_no_licence_for_files_of_ones_own(self, tmp_path, capsys) -> None:
         load_model("franca_vitb14", local_state_dict=network().state_dict())
         load_model("franca_vits14", local_state_dict=saved(tmp_path / "a.pth", network().state_dict()))
