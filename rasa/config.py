@@ -36,7 +36,7 @@ class RasaConfig:
     """A RASA run.
 
     solver: "closed_form" (ridge regression from sums over one pass) or "gradient" (the paper's). rounds: most planes to
-    remove. saturation: stop when the held-out error is within this share of chance; 0 makes all rounds. device,
+    remove. saturation: stop when the held-out error is within this share of chance; 0: when it is chance. device,
     precision: as in franca.train.
     """
 

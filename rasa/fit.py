@@ -101,7 +101,8 @@ def run_rounds(
 
     Args:
         solver: fits a predictor to what is left.
-        saturation: stop when the held-out error is within this share of chance; 0 never stops before `rounds`.
+        saturation: stop when the held-out error is within this share of chance; 0: when it is no better than chance,
+            whose plane would be one of noise.
         done: rounds made earlier, to go on from.
         on_round: called after each new round.
 
@@ -118,7 +119,7 @@ def run_rounds(
             break
         started = time.perf_counter()
         predictor = solver(removed, number)
-        if predictor.held_out_error >= (1 - saturation) * predictor.chance and (saturation or not made):
+        if predictor.held_out_error >= (1 - saturation) * predictor.chance:
             stopped = (
                 f"position is no longer predicted: error {predictor.held_out_error:.4f} on held-out images, "
                 f"{predictor.chance:.4f} by chance"

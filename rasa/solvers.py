@@ -15,7 +15,7 @@ from rasa.errors import RasaError
 from rasa.moments import Moments
 from rasa.patches import Patches
 
-RIDGES = tuple(10.0**power for power in range(-6, 2))  # times the features' mean variance
+RIDGES = tuple(10.0**power for power in range(-6, 0))  # times the features' mean variance; more finds no position
 
 
 @dataclass(frozen=True)
