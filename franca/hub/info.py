@@ -23,8 +23,8 @@ examples:
   python -m franca.hub.info runs/mine/teacher.pth
   python -m franca.hub.info franca_vitb14_In21K.pth --json
 
-This project's teacher files carry a hash of their tensors, which is checked here as it is at loading. --hash adds the
-SHA-256 of the file itself, as sha256sum gives it.
+This project's teacher files carry a hash of their tensors, which is checked here as it is at loading. For all others
+the SHA-256 of the file is shown, as sha256sum gives it; --hash shows it for teacher files too.
 """
 SIZES = ("embed_dim", "depth", "num_heads", "ffn", "patch_size", "num_register_tokens", "in_chans")
 DESCRIBED = ("stage", "data", "step", "images_seen", "hash", "converted_from")
@@ -41,7 +41,7 @@ def inspect(path: str | Path, num_heads: int | None = None, sha256: bool = False
     Args:
         path: any file or folder that the hub reads.
         num_heads: attention heads, where the file doesn't tell.
-        sha256: read the whole file for its SHA-256.
+        sha256: read the whole file for its SHA-256, also where the file carries a hash of its own.
 
     Raises:
         FileNotFoundError, CheckpointError: there is no such file, it isn't a checkpoint, or it is damaged.
@@ -56,7 +56,7 @@ def inspect(path: str | Path, num_heads: int | None = None, sha256: bool = False
     else:
         normalisation = dict.fromkeys(("mean", "std")) | told_normalisation(Path(path), content)
         about |= _about_model(weights, heads_note) | normalisation | {"rasa": _find_rasa(weights, file)}
-    return about | {"sha256": _sha256(file) if sha256 else None}
+    return about | {"sha256": _sha256(file) if sha256 or not about.get("hash") else None}
 
 
 def lines(about: Mapping[str, Any]) -> Iterator[str]:
@@ -205,7 +205,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("file", metavar="FILE", help="checkpoint file or folder")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--hash", action="store_true", help="add the file's SHA-256 (reads all of it)")
+    parser.add_argument("--hash", action="store_true", help="show the file's SHA-256 although it carries a hash")
     parser.add_argument("--num-heads", type=int, metavar="N", help="attention heads, where the file doesn't tell")
     return parser.parse_args(arguments)
 

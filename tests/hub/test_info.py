@@ -108,6 +108,7 @@ def test_a_released_file(parity_dir: Path) -> None:
     assert about["stage"] is None
     assert about["mean"] is None
     assert about["notes"] == []
+    assert about["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()  # it carries no hash of its own
 
 
 def test_guessed_attention_heads_are_said(tmp_path: Path) -> None:
