@@ -85,8 +85,8 @@ class RunFolder:
 
     def _refuse_others(self) -> None:
         """Raise ConfigError where this would be the first run in a folder that something else uses."""
-        others = [file.name for file in self.path.iterdir() if not file.name.startswith(".")]
-        if set(others) - {"config.yaml"}:
+        others = {file.name for file in self.path.iterdir() if not file.name.startswith(".")} - {"config.yaml"}
+        if others:
             raise ConfigError(
                 f"output={str(self.path)!r} holds files that no RASA run made, such as {min(others)}: choose an empty "
                 "or new folder"
