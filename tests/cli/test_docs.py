@@ -7,7 +7,11 @@ line runs there; a line that it doesn't hold fails `test_every_command_is_regist
 - `Run()`: exactly as written. `Run("steps=2 data.batch_size=4")`: with these arguments appended, to make it short.
 - `Run(instead="make -n test")`: another command in its place. For what installs, takes minutes or would run these very
   tests again: a dry run, or one that at least proves that the names in it are there.
-- The paths in PLACEHOLDERS are replaced first: write those in the documents wherever a reader puts his own.
+- What PLACEHOLDERS holds is replaced first, in commands and in Python: write it wherever a reader puts his own path, or
+  the name of something that would be fetched.
+
+A ```python block that begins with `# name.py` is also a file of that name in the working folder. The files that
+documents name (weights/…, runs/…) are the stand-ins of conftest.py.
 """
 
 import os
@@ -17,27 +21,33 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from franca.data import decode
 from franca.data.loader import DataConfig
-from franca.hub import save_teacher
-from franca.models import VisionTransformer
 from franca.train.build import OPERATIONAL
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "training.md", "dataset_prep.md", "CONTRIBUTING.md")
+DOCUMENTS = ("README.md", "training.md", "dataset_prep.md", "model_card.md", "rasa/README.md", "CONTRIBUTING.md")
 BIN = Path(sys.executable).parent
 TIMEOUT = 300  # seconds for one block
 
-# written in the documents -> what stands for it in the tests ({images}: a small folder of images with two classes)
+# written in the documents -> what stands for it in the tests ({images}: a small folder of images with two classes;
+# {stand_ins}: see conftest.py)
 PLACEHOLDERS = {
     "ADDRESS_OF_THIS_REPOSITORY": str(ROOT),
     "/path/to/images": "{images}",
     "/path/to/imagenette/train": "{images}",
     "/path/to/imagenette/val": "{images}",
+    "/path/to/VOCdevkit": "{stand_ins}/VOCdevkit",
+    "/path/to/franca": str(ROOT),
+    "vit_base_patch14_dinov2.lvd142m": "local-dir:{stand_ins}/timm",
+    "facebook/dinov2-base": "{stand_ins}/transformers",
+    "facebookresearch/dinov2": "{stand_ins}/hub",
     ".venv/bin/": f"{BIN}/",
 }
 
@@ -57,6 +67,16 @@ SMALL = (
     "optimizer.warmup_steps=1"
 )
 
+# crops of 4 x 4 patches from a network of width 64
+SMALL_RASA = (
+    "data.size=56 data.views=2 data.workers=0 rounds=2 saturation=0 evidence.images=20 evidence.clusters=4 "
+    "evidence.pictures=2"
+)
+NO_REPORT = f"{SMALL_RASA} evidence.images=0"
+SMALL_VOC = f"{NO_REPORT} backbone.name=runs/vitb14/teacher.pth gradient.batch_size=4 gradient.lr=0.05"
+IMAGES_RASA = ".venv/bin/python -m rasa.train --config configs/rasa/images.yaml data.path=/path/to/images"
+VOC_RASA = ".venv/bin/python -m rasa.train --config configs/rasa/{} data.path=/path/to/VOCdevkit/VOC2012/JPEGImages"
+
 COMMANDS = {
     # README.md
     "git clone ADDRESS_OF_THIS_REPOSITORY franca && cd franca": Run(),
@@ -64,6 +84,24 @@ COMMANDS = {
     "make quickstart": Run(instead="make -n quickstart"),
     "make quickstart DATA=/path/to/images": Run(instead="make -n quickstart DATA=/path/to/images"),
     "make test": Run(instead="make -n test"),
+    ".venv/bin/franca info weights/franca_vitb14_In21K.pth": Run(),
+    (
+        ".venv/bin/franca convert weights/franca_vitb14_In21K.pth vitb14_transformers --to transformers --img-size 224"
+    ): Run(),
+    f"{IMAGES_RASA} backbone.kind=timm backbone.name=vit_base_patch14_dinov2.lvd142m": Run(SMALL_RASA),
+    # rasa/README.md
+    f"{IMAGES_RASA} backbone.name=runs/vitb14/teacher.pth data.size=224": Run(NO_REPORT),
+    f"{IMAGES_RASA} output=runs/rasa_dinov2 backbone.name=weights/dinov2_vitb14_pretrain.pth": Run(NO_REPORT),
+    f"{IMAGES_RASA} output=runs/rasa_timm backbone.kind=timm backbone.name=vit_base_patch14_dinov2.lvd142m": Run(
+        NO_REPORT
+    ),
+    f"{IMAGES_RASA} output=runs/rasa_hf backbone.kind=transformers backbone.name=facebook/dinov2-base": Run(NO_REPORT),
+    (
+        f"{IMAGES_RASA} output=runs/rasa_hub backbone.kind=torch_hub backbone.repo=facebookresearch/dinov2 "
+        "backbone.name=dinov2_vitb14"
+    ): Run(NO_REPORT),
+    f"{IMAGES_RASA} output=runs/rasa_own backbone.kind=callable backbone.name=my_model:build": Run(NO_REPORT),
+    VOC_RASA.format("voc.yaml"): Run(SMALL_VOC),
     # training.md
     ".venv/bin/python -m franca.train --config configs/recipes/quickstart.yaml": Run(f"steps=3 {SMALL}"),
     (
@@ -84,6 +122,11 @@ COMMANDS = {
         ".venv/bin/python -m franca.train --config configs/recipes/quickstart.yaml data.source=folder "
         "data.path=/path/to/images output=runs/grey data.channels=1 'data.crops.mean=[0.45]' 'data.crops.std=[0.25]'"
     ): Run(f"steps=2 {SMALL}"),
+    f"{IMAGES_RASA} data.size=224 data.views=4 backbone.name=runs/vitb14/teacher.pth": Run(NO_REPORT),
+    (
+        f"{VOC_RASA.format('voc_released.yaml')} "
+        "data.list=/path/to/VOCdevkit/VOC2012/ImageSets/Segmentation/trainaug.txt"
+    ): Run(SMALL_VOC),
     # CONTRIBUTING.md
     "make format": Run(instead="make -n format"),
     "make lint types": Run(instead="make -n lint types"),
@@ -117,19 +160,37 @@ def documented() -> list[tuple[str, list[str]]]:
     return [(f"{name}-{number}", block) for name in DOCUMENTS for number, block in enumerate(blocks(ROOT / name), 1)]
 
 
-def as_run(command: str, images: Path) -> str:
+def as_run(command: str, images: Path, stand_ins: Path) -> str:
     """The line that runs for a documented command."""
     run = COMMANDS[command]
-    line = run.instead or f"{command} {run.extra}".strip()
+    return replaced(run.instead or f"{command} {run.extra}".strip(), images, stand_ins)
+
+
+def replaced(text: str, images: Path, stand_ins: Path) -> str:
     for written, real in PLACEHOLDERS.items():
-        line = line.replace(written, real.format(images=images))
-    return line
+        text = text.replace(written, real.format(images=images, stand_ins=stand_ins))
+    return text
+
+
+def place_files(folder: Path, stand_ins: Path, text: str) -> None:
+    """What a text names by a relative path: weights, the modules that Python blocks are, files of runs."""
+    shutil.copytree(stand_ins / "weights", folder / "weights", dirs_exist_ok=True)
+    for block in (block for document in DOCUMENTS for block in code_blocks(ROOT / document, "python")):
+        module = re.match(r"# (\w+)\.py\n", block)
+        if module and module[1] in text:
+            (folder / f"{module[1]}.py").write_text(block)
+            text += block
+    for path in stand_ins.glob("runs/*/*"):  # others would be in the way of commands that write there
+        name = path.relative_to(stand_ins)
+        if str(name) in text:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / name)
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A working folder that looks like a clone: links to all that is not ignored, hidden or made by a run."""
-    made_here = {"runs", "report", "build"}
+    made_here = {"runs", "report", "build", "weights"}
     for path in ROOT.iterdir():
         if path.name not in made_here and not path.name.startswith(".") and path.suffix != ".egg-info":
             (tmp_path / path.name).symlink_to(path)
@@ -151,35 +212,45 @@ def test_blocks_are_read_as_the_shell_reads_them(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with a photograph and the teachers that the documents speak of."""
+def at_work(tmp_path: Path, stand_ins: Path, small_entry_points: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of the Python blocks, with a photograph and all files that they name.
+
+    Published files lie where a download would have put them.
+    """
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (300, 200), "orange").save("photo.jpg")
-    model = VisionTransformer(img_size=28, embed_dim=64, depth=1, num_heads=2)
-    state = {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}
-    description = {"arch": "vit_tiny", "backbone": model.config, "mean": [0.5] * 3, "std": [0.25] * 3}
-    for run in ("quickstart", "vitb14"):
-        folder = tmp_path / "runs" / run
-        folder.mkdir(parents=True)
-        save_teacher(folder / "teacher.pth", state, description)
+    for document in DOCUMENTS:
+        place_files(tmp_path, stand_ins, "\n".join(code_blocks(ROOT / document, "python")))
+    shutil.copytree(stand_ins / "transformers", "vitb14_transformers")
+    shutil.copy(stand_ins / "weights/dinov2_vitb14_pretrain.pth", "small.pth")
+    shutil.copy(stand_ins / "features.pt", "features.pt")
+    shutil.copytree(stand_ins / "weights", "hub/checkpoints")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     return tmp_path
 
 
+def python_blocks(name: str, images: Path, stand_ins: Path) -> list[str]:
+    return [replaced(text, images, stand_ins) for text in code_blocks(ROOT / name, "python")]
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_documented_python_runs(name: str, trained: Path) -> None:
-    for text in code_blocks(ROOT / name, "python"):
-        exec(compile(text, name, "exec"), {})
+def test_documented_python_runs(name: str, at_work: Path, images: Path, stand_ins: Path) -> None:
+    for text in python_blocks(name, images, stand_ins):
+        exec(compile(text, name, "exec"), {"__name__": "documented"})
 
 
-def test_features_of_an_own_image_have_the_documented_shapes(trained: Path) -> None:
-    """The comments of the README's block state the shape of the expression before them."""
-    (block,) = code_blocks(ROOT / "README.md", "python")
-    names: dict[str, object] = {"D": 64}
-    exec(compile(block, "README.md", "exec"), names)
-    stated = re.findall(r"^(?:(\w+) = )?(.+?)  # .*?(\(\S[^()]*\))", block, re.MULTILINE)
-    assert len(stated) == 4
-    for variable, expression, shape in stated:
-        assert tuple(eval(variable or expression, names).shape) == eval(shape, names)
+def test_features_of_an_image_have_the_documented_shapes(at_work: Path, images: Path, stand_ins: Path) -> None:
+    """The comments of the README's blocks state the shape of the expression before them."""
+    counts = []
+    for block in python_blocks("README.md", images, stand_ins):
+        names: dict[str, Any] = {}
+        exec(compile(block, "README.md", "exec"), names)
+        names["D"] = names["model"].embed_dim
+        stated = re.findall(r"^(?:(\w+) = )?([^\s#].*?)  # .*?(\([^\s()][^()]*, [^()]*\))", block, re.MULTILINE)
+        for variable, expression, shape in stated:
+            assert tuple(eval(variable or expression, names).shape) == eval(shape, names), expression
+        counts.append(len(stated))
+    assert counts == [0, 4, 4]
 
 
 def anchors(document: Path) -> set[str]:
@@ -193,8 +264,9 @@ def test_links_lead_somewhere(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     for file, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", text)):
         if "://" not in file:
-            assert (ROOT / (file or name)).exists(), f"{name} links to {file}"
-            assert not anchor or anchor in anchors(ROOT / (file or name)), f"{name} links to {file}#{anchor}"
+            target = (ROOT / name).parent / file if file else ROOT / name
+            assert target.exists(), f"{name} links to {file}"
+            assert not anchor or anchor in anchors(target), f"{name} links to {file}#{anchor}"
 
 
 def test_dataset_prep_states_the_limits_of_the_code() -> None:
@@ -216,10 +288,11 @@ def test_training_names_every_key_that_a_continued_run_may_change() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [pytest.param(block, id=where) for where, block in documented()])
-def test_documented_commands_run(block: list[str], clone: Path, images: Path) -> None:
+def test_documented_commands_run(block: list[str], clone: Path, images: Path, stand_ins: Path) -> None:
     if any(line.startswith("git ") for line in block) and not (shutil.which("git") and (ROOT / ".git").exists()):
         pytest.skip("this copy is no git repository")
-    script = "\n".join(["set -euxo pipefail", *(as_run(line, images) for line in block)])
+    script = "\n".join(["set -euxo pipefail", *(as_run(line, images, stand_ins) for line in block)])
+    place_files(clone, stand_ins, script)
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         ["bash", "-c", script], cwd=clone, env=environment, capture_output=True, text=True, timeout=TIMEOUT

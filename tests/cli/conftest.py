@@ -1,0 +1,95 @@
+"""What stands for the files that the documents speak of: small networks in the published layouts, images, lists.
+
+Nothing is fetched. A stand-in has the names and the layout of the real file, and features that hold position.
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from franca.hub import load, save_teacher
+from franca.hub.convert import convert
+from franca.hub.names import chunk_blocks
+from franca.hub.registry import SHORT_NAMES
+from franca.models import RASAHead, VisionTransformer
+
+WIDTH, DEPTH, HEADS, SIDE = 64, 4, 1, 56  # of the networks; a head for every 64 features, as loading assumes
+RELEASED = {"franca_vitb14_In21K": True, "franca_vitb14_In21K_224": False, "franca_vitl14_Laion600M": True}
+HUBCONF = """
+dependencies = ["torch"]
+
+def dinov2_vitb14(pretrained=True):
+    import franca
+    return franca.load_model(checkpoint={checkpoint!r})
+"""
+
+
+def network() -> VisionTransformer:
+    """A vision transformer whose patch tokens say where they lie."""
+    torch.manual_seed(0)
+    model = VisionTransformer(img_size=SIDE, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS)
+    with torch.no_grad():
+        model.pos_embed[0, 1:, 0] = torch.linspace(-1, 1, 4).repeat_interleave(4)
+        model.pos_embed[0, 1:, 1] = torch.linspace(-1, 1, 4).repeat(4)
+    return model.eval()
+
+
+def save_released(folder: Path) -> None:
+    """Files under the names and in the layout of the authors' releases, and one of DINOv2's."""
+    folder.mkdir()
+    state = network().state_dict()
+    chunked = {f"backbone.{name}": tensor for name, tensor in chunk_blocks(state).items()}
+    for name, has_rasa in RELEASED.items():
+        torch.save({"teacher": chunked}, folder / f"{name}.pth")
+        if has_rasa:
+            torch.save(RASAHead(WIDTH, 8).state_dict(), folder / f"{name}_rasa.pth")
+    torch.save(state, folder / "dinov2_vitb14_pretrain.pth")
+
+
+def save_runs(folder: Path) -> None:
+    """What pretraining and RASA leave."""
+    model = network()
+    state = {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}
+    description = {"arch": "vit_tiny", "backbone": model.config, "mean": [0.5] * 3, "std": [0.25] * 3}
+    for run in ("quickstart", "vitb14"):
+        (folder / run).mkdir(parents=True)
+        save_teacher(folder / run / "teacher.pth", state, description)
+    (folder / "rasa").mkdir()
+    torch.save(RASAHead(WIDTH, 7).state_dict(), folder / "rasa/rasa.pth")
+
+
+def save_voc(folder: Path, images: Path) -> None:
+    """The part of Pascal VOC that RASA reads."""
+    (folder / "VOC2012/JPEGImages").mkdir(parents=True)
+    (folder / "VOC2012/ImageSets/Segmentation").mkdir(parents=True)
+    names = []
+    for number, image in enumerate(sorted(images.rglob("*.png"))):
+        shutil.copy(image, folder / f"VOC2012/JPEGImages/2007_{number:06}.png")
+        names.append(f"2007_{number:06}")
+    for name in ("trainaug", "trainval"):
+        (folder / f"VOC2012/ImageSets/Segmentation/{name}.txt").write_text("\n".join(names))
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """weights/, runs/, VOCdevkit/, timm/, transformers/, hub/ (a repository for torch.hub) and features.pt."""
+    folder = tmp_path_factory.mktemp("stand_ins")
+    save_released(folder / "weights")
+    save_runs(folder / "runs")
+    save_voc(folder / "VOCdevkit", images)
+    checkpoint = folder / "weights/dinov2_vitb14_pretrain.pth"
+    for library in ("timm", "transformers"):
+        convert(checkpoint, folder / library, library)
+    (folder / "hub").mkdir()
+    (folder / "hub/hubconf.py").write_text(HUBCONF.format(checkpoint=str(checkpoint)))
+    places = network().pos_embed[:, 1:].detach().unflatten(1, (4, 4))
+    torch.save(places + 0.3 * torch.randn(40, 4, 4, WIDTH), folder / "features.pt")
+    return folder
+
+
+@pytest.fixture
+def small_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """franca_vitb14 and the others take networks of the stand-ins' size."""
+    monkeypatch.setattr(load, "backbone_sizes", lambda: dict.fromkeys(SHORT_NAMES, (WIDTH, DEPTH, HEADS)))

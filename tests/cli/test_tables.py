@@ -1,0 +1,99 @@
+"""What the documents state of the code in tables is what the code holds: published weights, network sizes, options."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+
+from franca.data.loader import spare_cores
+from franca.hub.registry import DEFAULTS, PUBLISHED, REFUSED, SHA256, SHORT_NAMES
+from franca.models import BACKBONES
+from franca.models.feed_forward import swiglu_hidden
+from rasa.config import RasaConfig
+from rasa.patches import CacheConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+CARD = ROOT / "model_card.md"
+RASA = ROOT / "rasa/README.md"
+
+
+def table(document: Path, *head: str) -> list[list[str]]:
+    """The rows of the table that has these first heads."""
+    lines = document.read_text(encoding="utf-8").splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {' | '.join(head)} |"))
+    length = next(number for number, line in enumerate(lines[start:]) if not line.startswith("|"))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start + 2 : start + length]]
+
+
+def codes(cell: str) -> list[str]:
+    """What stands between backticks."""
+    return re.findall(r"`([^`]*)`", cell)
+
+
+def test_published_weights() -> None:
+    for row, published in zip(table(CARD, "entry point", "`weights=`", "file"), PUBLISHED, strict=True):
+        entry, weights, file, tag, grid, rasa = row
+        assert codes(entry) == [f"franca_{SHORT_NAMES[published.arch]}"]
+        assert codes(weights) == [published.weights]
+        assert ("default" in weights) == (DEFAULTS[published.arch] == published.weights)
+        name, *pieces = codes(file)
+        assert name == published.name
+        ends = [piece.lstrip("…") for piece in pieces]
+        assert [each.name.endswith(end) for each, end in zip(published.files, ends, strict=bool(ends))] == [True] * len(
+            ends
+        )
+        assert (tag, int(grid), rasa == "yes") == (published.tag, published.img_size, published.has_rasa)
+
+
+def test_refused_weights() -> None:
+    stated = {
+        (codes(entry)[0], codes(weights)[0]): why
+        for entry, weights, why in table(CARD, "entry point", "`weights=`", "reason")
+    }
+    assert stated == {(f"franca_{SHORT_NAMES[arch]}", weights): why for (arch, weights), why in REFUSED.items()}
+
+
+def test_no_hash_is_said_to_be_known_before_one_is() -> None:
+    assert ("none is known today" in CARD.read_text(encoding="utf-8")) == (not SHA256)
+
+
+@pytest.mark.parametrize("row", table(CARD, "network", "width D"), ids=lambda row: row[0])
+def test_network_sizes(row: list[str]) -> None:
+    name, width, blocks, heads, hidden, parameters = row
+    sizes = []
+    for side in (224, 518):
+        with torch.device("meta"):
+            model = BACKBONES[codes(name)[0]](img_size=side)
+        sizes.append(sum(parameter.numel() for parameter in model.parameters()) / 1e6)
+    config = model.config
+    assert [int(width), int(blocks), int(heads)] == [config["embed_dim"], config["depth"], config["num_heads"]]
+    assert int(hidden) == swiglu_hidden(4 * config["embed_dim"])
+    assert parameters == "{:.2f} / {:.2f} M".format(*sizes)
+
+
+def test_options_of_rasa_and_their_defaults() -> None:
+    config = OmegaConf.structured(RasaConfig())
+    documented = []
+    for keys, defaults, _ in table(RASA, "key", "default"):
+        stated = codes(defaults) or [""] * len(codes(keys))
+        documented += codes(keys)
+        for key, default in zip(codes(keys), stated, strict=True):
+            if key != "data.workers":
+                wanted = yaml.safe_load(default or "''")
+                found = OmegaConf.select(config, key)
+                assert (list(found) if isinstance(wanted, list) else found) == wanted, key
+    parts = [name for name in config if OmegaConf.is_config(config[name])]
+    assert set(documented) == {name for name in config if name not in parts} | {
+        f"{part}.{name}" for part in parts for name in config[part]
+    }
+    assert config.data.workers == spare_cores()
+
+
+def test_size_of_the_cache_for_all_patches_of_voc() -> None:
+    text = RASA.read_text(encoding="utf-8")
+    images, width, cells = 17125, 768, 37 * 37
+    whole, kept = (2e-9 * images * width * CacheConfig(patches=patches).kept(cells) for patches in (0, 256))
+    assert f"keeps all {cells:,}: {whole:.0f} GB for ViT-B instead of {kept:.1f}" in text
