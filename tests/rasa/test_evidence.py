@@ -1,0 +1,99 @@
+"""Before and after: position that was planted is measured, gone afterwards, and the page says what the numbers say."""
+
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from franca.eval.protocols.position import position_error
+from rasa import RasaError, fit_rasa, rasa_matrix
+from rasa.backbones import Backbone
+from rasa.crops import Crops, CropsConfig
+from rasa.evidence import Evidence, gather, measure
+from rasa.features import Engine
+from rasa.report import headline
+
+
+@pytest.fixture(scope="module")
+def evidence(planted: Callable[..., Any]) -> Evidence:
+    head = fit_rasa(planted(strength=6.0).features, rounds=4, saturation=0.005).head
+    return measure(
+        planted(strength=6.0, seed=1).features.half(), planted(strength=6.0, seed=2).features.half(), head, 16, seed=0
+    )
+
+
+def test_position_is_there_before_and_gone_after(evidence: Evidence) -> None:
+    for before, after in (
+        (evidence.before.linear, evidence.after.linear),
+        (evidence.before.sigmoid, evidence.after.sigmoid),
+    ):
+        assert before.r2 > 0.9
+        assert abs(after.r2) < 0.02
+    assert evidence.before.entropy.mean < 0.95 < evidence.after.entropy.mean
+    assert (evidence.fitted_on, evidence.scored_on, evidence.clusters) == (120, 120, 16)
+
+
+def test_the_share_that_went_is_that_of_the_planted_plane(evidence: Evidence, planted: Callable[..., Any]) -> None:
+    held_out = planted(strength=6.0, seed=2)
+    rows = held_out.features.flatten(0, 2)
+    share = (rows @ held_out.position.T).var(dim=0).sum() / rows.var(dim=0).sum()
+    assert evidence.variance_removed == pytest.approx(share.item(), abs=0.02)
+
+
+def test_predictors_are_those_of_the_evaluation(evidence: Evidence, planted: Callable[..., Any]) -> None:
+    parts = [planted(strength=6.0, seed=seed).features.half().float() for seed in (1, 2)]
+    assert evidence.before.linear.mse == pytest.approx(position_error(*parts).mse)
+    numbers = evidence.numbers()
+    assert json.loads(json.dumps(numbers)) == numbers
+    assert numbers["before"]["position_rmse"] == evidence.before.linear.rmse
+
+
+def test_the_number_of_clusters_follows_the_patches(planted: Callable[..., Any]) -> None:
+    parts = [planted(images=20, seed=seed).features for seed in (1, 2)]
+    head = fit_rasa(planted().features, rounds=1).head
+    assert measure(*parts, head, 0, seed=0).clusters == 20 * 36 // 50
+
+
+def test_too_few_crops_say_what_to_do(planted: Callable[..., Any]) -> None:
+    head = fit_rasa(planted().features, rounds=1).head
+    few, some = planted(images=1).features, planted(images=4).features
+    for parts in ((few, some), (some, few)):
+        with pytest.raises(RasaError, match=r"no evidence: .*higher data\.views, or evidence\.images=0"):
+            measure(*parts, head, 0, seed=0)
+
+
+def test_whole_grids_are_gathered_up_to_a_number(drawn_images: type[Any]) -> None:
+    crops = Crops(drawn_images(10), range(10), CropsConfig(size=28, batch_size=4, workers=0), seed=0)
+    engine = Engine(Backbone(lambda images: torch.nn.functional.avg_pool2d(images, 7)), torch.device("cpu"), None)
+    few, all_of_them = gather(engine, crops, 6), gather(engine, crops, 99)
+    assert few.shape == (6, 4, 4, 3)
+    assert all_of_them.shape == (10, 4, 4, 3)
+    assert torch.equal(few, all_of_them[:6])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (0.9, 0.01, "Position is gone: a fresh linear predictor explained 90 % of it before, nothing now."),
+        (0.9, 0.4, "Less position is left: a fresh linear predictor explained 90 % of it before, 40 % now."),
+        (-0.01, -0.02, "There was hardly any position to remove: a linear predictor explained 0 % of it."),
+    ],
+)
+def test_the_headline_follows_from_the_numbers(before: float, after: float, said: str) -> None:
+    sides = {
+        name: SimpleNamespace(linear=SimpleNamespace(r2=r2)) for name, r2 in (("before", before), ("after", after))
+    }
+    result: Any = SimpleNamespace(
+        evidence=SimpleNamespace(**sides, variance_removed=0.123),
+        fit=SimpleNamespace(rounds=[1, 2, 3], head=SimpleNamespace(input_dim=64)),
+    )
+    assert headline(result) == f"{said} 6 of 64 dimensions went, with 12 % of the features' variance."
+
+
+def test_the_map_that_is_measured_is_the_heads(evidence: Evidence, planted: Callable[..., Any]) -> None:
+    head = fit_rasa(planted(strength=6.0).features, rounds=4, saturation=0.005).head
+    parts = [planted(strength=6.0, seed=seed).features.half().float() @ rasa_matrix(head).float() for seed in (1, 2)]
+    assert evidence.after.linear.mse == pytest.approx(position_error(*parts).mse, rel=1e-4)
