@@ -29,14 +29,14 @@ class Moments:
         gram = torch.zeros(width, width, dtype=torch.float64)
         cells = torch.zeros(h * w, width, dtype=torch.float64)
         shift = features.flatten(0, 2).float().mean(dim=0)  # of the type in which it is taken out
-        return cls((h, w), shift.double().cpu(), gram, cells)
+        return cls((h, w), shift.cpu().double(), gram, cells)
 
     def add(self, features: Tensor) -> None:
         """Take in the features (B, h, w, D) of some crops, on any device."""
         shifted = features.flatten(1, 2).float() - self.shift.to(features.device, torch.float32)
         rows = shifted.flatten(0, 1)
-        self.gram += (rows.T @ rows).double().cpu()
-        self.cells += shifted.sum(dim=0).double().cpu()
+        self.gram += (rows.T @ rows).cpu().double()
+        self.cells += shifted.sum(dim=0).cpu().double()
         self.crops += len(features)
 
     @property

@@ -128,7 +128,7 @@ class GradientSolver:
                 schedule.step()
                 losses.append(loss.detach())
         last_epoch = torch.stack(losses[-self.fit.steps(self.config.batch_size) :]).mean().item()
-        found = (weight.detach() @ remaining).double().cpu() / self.scale
+        found = (weight.detach() @ remaining).cpu().double() / self.scale
         return Predictor(found, last_epoch, self._held_out_error(weight.detach() @ remaining), self.held_out.chance)
 
     def _predict(self, weight: Tensor, features: Tensor) -> Tensor:
