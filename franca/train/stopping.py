@@ -13,7 +13,10 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While entered, SIGTERM and SIGINT set ``signal_number``; a second one raises KeyboardInterrupt at once."""
+    """While entered, SIGTERM and SIGINT set ``signal_number``; one more SIGINT raises KeyboardInterrupt at once.
+
+    One more SIGTERM changes nothing: schedulers send it again at the time limit, while the state may still be saved.
+    """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -27,6 +30,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self.signal_number is not None:
+        if self.signal_number is None:
+            self.signal_number = number
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal_number = number
