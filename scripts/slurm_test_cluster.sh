@@ -5,9 +5,9 @@
 #   scripts/slurm_test_cluster.sh start FOLDER   start it; prints the path of its slurm.conf
 #   scripts/slurm_test_cluster.sh stop FOLDER    end its jobs and daemons
 #
-#   export SLURM_CONF=$(scripts/slurm_test_cluster.sh start /tmp/slurm) FRANCA_SLURM=$SLURM_CONF
+#   export SLURM_CONF=$(scripts/slurm_test_cluster.sh start /tmp/slurm)
 #   sinfo
-#   .venv/bin/python -m pytest tests/launch
+#   FRANCA_SLURM=$SLURM_CONF .venv/bin/python -m pytest tests/launch
 #
 # Everything lies in FOLDER: configuration, key, sockets, state, logs. Jobs run as root, also in a container, since
 # processes are followed through /proc and no control group is asked for. Not for work: the node claims more CPUs than
@@ -31,12 +31,12 @@ install() {
     command -v apt-get >/dev/null || die "needs apt-get, to install slurm-wlm and munge"
     [[ $EUID -eq 0 ]] || die "needs root, to install slurm-wlm and munge"
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq >&2 || die "apt-get update failed"
-    apt-get install -y -qq --no-install-recommends slurm-wlm munge >&2 || die "slurm-wlm and munge can't be installed"
+    timeout 120 apt-get update -qq >&2 || die "apt-get update failed"
+    timeout 300 apt-get install -y -qq --no-install-recommends slurm-wlm munge >&2 || die "slurm-wlm and munge can't be installed"
 }
 
 free_ports() { # two TCP ports that nobody listens on
-    python3 - <<'PYTHON'
+    "${PYTHON:-python3}" - <<'PYTHON'
 import socket
 sockets = [socket.socket() for _ in range(2)]
 for one in sockets:

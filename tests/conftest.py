@@ -1,4 +1,4 @@
-"""What all tests share: folders of reference values and images, the count of tests that lacked them, drawn images."""
+"""What all tests share: reference values, images and a cluster, the count of tests that lacked them, drawn images."""
 
 import os
 from pathlib import Path
@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 FOLDERS = ("FRANCA_PARITY", "FRANCA_DATA")
+CLUSTER = "FRANCA_SLURM"
 # Resolved once, at the start: a test may change the working directory.
-_PATHS = {name: Path(os.environ[name]).resolve() for name in FOLDERS if os.environ.get(name)}
+_PATHS = {name: Path(os.environ[name]).resolve() for name in (*FOLDERS, CLUSTER) if os.environ.get(name)}
 
 
 def _skip_reason(name: str) -> str:
@@ -37,6 +38,14 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def slurm_conf() -> Path:
+    """slurm.conf of a cluster made for tests (FRANCA_SLURM); skips the test when it is not set."""
+    if CLUSTER not in _PATHS:
+        pytest.skip(f"{_skip_reason(CLUSTER)} (scripts/slurm_test_cluster.sh starts a cluster)")
+    return _PATHS[CLUSTER]
+
+
+@pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten smooth images in each of two class folders."""
     folder = tmp_path_factory.mktemp("images")
@@ -51,6 +60,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])]
-    for name in FOLDERS:
+    for name in (*FOLDERS, CLUSTER):
         count = sum(_skip_reason(name) in reason for reason in reasons)
         terminalreporter.write_line(f"{count} tests skipped because {_skip_reason(name)}")

@@ -1,0 +1,134 @@
+"""Runs on a real SLURM: FRANCA_SLURM names the slurm.conf of a cluster that scripts/slurm_test_cluster.sh started."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from franca.launch.job import GONE, job_state
+from franca.launch.slurm import ENDED
+from franca.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMING = ("images_per_second", "data_wait")
+PATIENCE = 240  # seconds for anything that a loaded machine does in twenty
+pytestmark = pytest.mark.slow
+Launch = Callable[..., str]
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {PATIENCE} seconds for {what}"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def cluster(slurm_conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands of SLURM, and what they start, speak to the test cluster."""
+    monkeypatch.setenv("SLURM_CONF", str(slurm_conf))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def launch(cluster: None, tiny: Path) -> Iterator[Launch]:
+    """`launch("key=value", …)` submits the tiny run; the job's number. What is left of it ends with the test."""
+    jobs: list[str] = []
+
+    def submit(*arguments: str) -> str:
+        command = [sys.executable, "-m", "franca.launch", "--time", "30", "--config", str(tiny), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        jobs.append(re.findall(r"^job (\d+): ", done.stdout)[0])
+        return jobs[-1]
+
+    yield submit
+    for number in jobs:
+        subprocess.run(["scancel", number], check=False)
+        wait_for(lambda number=number: job_state(number) in (*ENDED, GONE), f"the end of job {number}")
+
+
+def steps(run: Path) -> int:
+    return max((line["step"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line), default=0)
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    wait_for(lambda: steps(run) >= step, f"step {step} in {run}")
+
+
+def wait_for_end(job: str) -> str:
+    wait_for(lambda: job_state(job) in ENDED, f"the end of job {job}")
+    return job_state(job)
+
+
+def log_of(run: Path, job: str, rank: int = 0) -> str:
+    return (run / "jobs" / job / f"{job}_{rank}_log.out").read_text()
+
+
+def numbers(run: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(run / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if name not in TIMING} for line in lines]
+
+
+def test_two_tasks_requeued_in_the_middle_end_with_the_losses_of_an_uninterrupted_run(
+    launch: Launch, tiny: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    job = launch("--tasks-per-node", "2", "steps=300")
+    wait_for_step(run, 20)
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    assert wait_for_end(job) == "COMPLETED", log_of(run, job)
+    continued = re.findall(r"continuing from step (\d+)", log_of(run, job))
+    assert len(continued) == 1
+    assert 20 <= int(continued[0]) < 300
+    assert "Starting with" in log_of(run, job, rank=1)
+
+    command = [sys.executable, "-m", "franca.launch", "--local", "--tasks-per-node", "2", "--config", str(tiny)]
+    whole = tmp_path / "whole"
+    done = subprocess.run([*command, "steps=300", f"output={whole}"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert numbers(whole)[-1]["step"] == 300
+    assert numbers(run) == numbers(whole)
+
+
+def test_before_the_time_limit_the_run_saves_and_requeues_itself_until_it_is_cancelled(
+    launch: Launch, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    job = launch("steps=1000000")
+    wait_for_step(run, 1)
+    subprocess.run(["scancel", "--signal=USR2", job], check=True)  # as SLURM does it before the limit
+    wait_for(lambda: "continuing from step" in log_of(run, job), "the second stretch")
+    saved = int(re.findall(r"stopped at step (\d+) by SIGTERM", log_of(run, job))[0])
+    assert f"continuing from step {saved} " in log_of(run, job)
+
+    wait_for_step(run, saved + 1)
+    subprocess.run(["scancel", job], check=True)
+    assert wait_for_end(job) == "CANCELLED"
+    saved = int(re.findall(r"stopped at step (\d+) by SIGTERM", log_of(run, job))[1])
+    assert (run / "checkpoints" / f"step_{saved:07d}" / "manifest.json").is_file()
+
+
+def test_a_run_that_fails_is_a_failed_job_and_followed_to_its_reason(cluster: None, tiny: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "franca.launch", "--time", "30", "--follow", "--config", str(tiny)]
+    done = subprocess.run([*command, "data.path=/no/such/folder"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert "error: data.path='/no/such/folder' does not exist" in done.stdout
+    assert re.search(r"^job \d+: FAILED$", done.stderr, re.MULTILINE)
+
+
+def test_when_one_task_dies_the_job_does_not_wait_for_it(launch: Launch, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = launch("--tasks-per-node", "2", "steps=1000000")
+    wait_for_step(run, 1)
+    listed = subprocess.run(["scontrol", "listpids", job], capture_output=True, text=True, check=True).stdout
+    (second,) = [row.split()[0] for row in listed.splitlines() if row.split()[4] == "1"]
+    os.kill(int(second), 9)
+    assert wait_for_end(job) == "FAILED"
