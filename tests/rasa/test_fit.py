@@ -85,6 +85,23 @@ def test_every_plane_is_orthogonal_to_the_earlier_ones(
             assert (plane @ earlier.T).abs().max() < 1e-6
 
 
+def test_planes_are_orthogonal_even_if_the_predictors_are_not() -> None:
+    class Stubborn:
+        """Looks where it looked before, for the larger part."""
+
+        width, doubt = 8, "None"
+
+        def __call__(self, removed: Tensor, number: int) -> Predictor:
+            draws = torch.Generator().manual_seed(number)
+            weight = torch.eye(8, dtype=torch.float64)[:2] + 0.1 * torch.randn(2, 8, generator=draws).double()
+            return Predictor(weight, 0.01, 0.01, 0.1)
+
+    fit = run_rounds(Stubborn(), rounds=4, saturation=0.01)
+    planes = torch.cat([torch.linalg.qr(one.weight.T)[0].T for one in fit.rounds])
+    torch.testing.assert_close(planes @ planes.T, torch.eye(8, dtype=torch.float64), rtol=0, atol=1e-9)
+    assert rasa_matrix(fit.head).abs().max() < 1e-5  # all eight directions are gone
+
+
 @SOLVERS
 def test_the_whole_map_is_a_projection_of_rank_d_minus_2t(
     solver: Callable[..., Solver], planted: Callable[..., Any]
