@@ -130,16 +130,18 @@ end_process() { # end_process PID_FILE: ask, wait, insist
 stop() { # stop FOLDER
     [[ -e "$1/slurm.conf" ]] || return 0
     export SLURM_CONF="$1/slurm.conf"
-    scancel --user=root --signal=KILL --full 2>/dev/null || true
+    scancel --state=PENDING --user=root 2>/dev/null || true
+    # By SLURM's way they would have KillWait seconds; without slurmd they would be nobody's.
+    scontrol listpids 2>/dev/null | awk 'NR > 1 && $1 > 1 { print $1 }' | xargs --no-run-if-empty kill -KILL 2>/dev/null || true
     scancel --user=root 2>/dev/null || true
-    for _ in $(seq 20); do # a job that outlived slurmd would be nobody's
+    for _ in $(seq 60); do
         [[ -n $(squeue --noheader 2>/dev/null) ]] || break
         sleep 0.5
     done
     for daemon in slurmd slurmctld munge; do
         end_process "$1/$daemon.pid"
     done
-    rm -f "$1/slurm.conf" "$1/munge.key"
+    rm -rf "$1"/{slurm.conf,munge.key,munge.seed,state,spool} # the logs stay
 }
 
 case "${1:-} $#" in
