@@ -15,18 +15,22 @@ SOLVERS = ("closed_form", "gradient")
 class EvidenceConfig:
     """What is measured before and after, on full grids of patches.
 
-    images: so many crops to fit a fresh predictor on and at most so many held-out ones to score on; 0: no evidence.
-    clusters: of k-means; 0: one for every 50 patches, 512 at most. pictures: images that PCA pictures show.
+    share: of the images, set apart: RASA never sees them, so that what is measured is no echo of its own fit. Half of
+    them fit fresh predictors, half score them. crops: at most so many for each of the two; 0: no evidence. clusters: of
+    k-means; 0: one for every 50 patches, 512 at most. pictures: images that PCA pictures show.
     """
 
-    images: int = 400
+    share: float = 0.1
+    crops: int = 300
     clusters: int = 0
     pictures: int = 6
 
     def __post_init__(self) -> None:
-        if self.images < 0 or self.clusters < 0 or self.pictures < 1:
+        if not 0 <= self.share < 1:
+            raise ConfigError(f"evidence.share={self.share}: choose a share of the images, 0 or more and below 1")
+        if self.crops < 0 or self.clusters < 0 or self.pictures < 1:
             raise ConfigError(
-                f"evidence.images={self.images} and clusters={self.clusters} must not be negative, "
+                f"evidence.crops={self.crops} and clusters={self.clusters} must not be negative, "
                 f"pictures={self.pictures} at least 1"
             )
 

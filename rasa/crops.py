@@ -188,15 +188,35 @@ def crop_of(image: Tensor, config: CropsConfig, draws: torch.Generator) -> Tenso
     return pixel_ops.gaussian_blur(crop, draws) if blurs < config.blur else crop.contiguous()
 
 
-def split(source: Source, config: CropsConfig, seed: int) -> tuple[list[int], list[int]]:
-    """Numbers of the images that are fitted, and of those that only measure; drawn by the seed, sharing none.
+@dataclass(frozen=True)
+class Split:
+    """Numbers of images by what they are for; no image is in two parts."""
+
+    fit: list[int]  # planes are fitted to these
+    held_out: list[int]  # on these a round's error is measured, and with it the ridge and the end are chosen
+    probe: list[int]  # set apart: fresh predictors are fitted to these, before and after
+    test: list[int]  # set apart: and scored on these
+
+
+def split(source: Source, config: CropsConfig, seed: int, set_apart: float) -> Split:
+    """Deal the images out, drawn by the seed.
+
+    Args:
+        set_apart: share of the images that RASA never sees, half of it to fit fresh predictors and half to score them.
 
     Raises:
-        DataError: fewer than two images.
+        DataError: too few images for that.
     """
     used = min(config.max_images or len(source), len(source))
-    if used < 2:
-        raise DataError(f"{used} image: RASA needs at least two, one to fit and one to measure on")
+    apart = max(round(set_apart * used / 2), 1) if set_apart else 0
+    if used < 2 * apart + 2:
+        evidence = ", and two set apart for evidence (none with evidence.share=0)" if set_apart else ""
+        raise DataError(
+            f"{used} image{'s' * (used != 1)}: RASA needs at least {2 * apart + 2}, one to fit on and one to measure "
+            f"rounds on{evidence}"
+        )
+    held_out = min(max(round(config.held_out * used), 1), used - 2 * apart - 1)
     order = [shuffled(place, len(source), "rasa split", seed) for place in range(used)]
-    held_out = min(max(round(config.held_out * used), 1), used - 1)
-    return sorted(order[held_out:]), sorted(order[:held_out])
+    ends = (held_out, held_out + apart, held_out + 2 * apart, used)
+    held, probe, test, fit = (sorted(order[start:end]) for start, end in zip((0, *ends), ends, strict=False))
+    return Split(fit, held, probe, test)

@@ -16,6 +16,7 @@ from rasa.features import Engine
 from rasa.fold import rasa_matrix
 
 PATCHES_PER_CLUSTER, MOST_CLUSTERS = 50, 512
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class State:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Both sides, on the same held-out crops. Predictors are fitted on other crops."""
+    """Both sides, on the same crops of images that were set apart. Predictors are fitted to others of these."""
 
     before: State
     after: State
@@ -37,7 +38,6 @@ class Evidence:
     fitted_on: int  # crops
     scored_on: int
     clusters: int
-    features: Tensor  # (V, h, w, D) of held-out crops, fp16, as they were before
 
     def numbers(self) -> dict[str, dict[str, float] | float]:
         """The chief numbers, as plain types."""
@@ -62,42 +62,52 @@ def _numbers(state: State) -> dict[str, float]:
 
 
 def gather(engine: Engine, crops: Crops, count: int) -> Tensor:
-    """Full grids of patch features of at most `count` crops, (V, h, w, D) fp16 on the CPU."""
+    """Full grids of patch features of at most `count` crops, (V, h, w, D) fp32 on the CPU."""
     batches = -(-count // crops.config.batch_size)
-    grids = [batch.half().cpu() for batch in islice(engine.batches(crops), batches)]
-    return torch.cat(grids)[:count]
+    return torch.cat([batch.cpu() for batch in islice(engine.batches(crops), batches)])[:count]
 
 
-def measure(fit: Tensor, held_out: Tensor, head: RASAHead, clusters: int, seed: int) -> Evidence:
-    """Evidence from the features (V, h, w, D) of crops to fit predictors on and of held-out ones.
+def measure(
+    probe: Tensor, test: Tensor, head: RASAHead, clusters: int, seed: int, device: torch.device = CPU
+) -> Evidence:
+    """Evidence from features (V, h, w, D) of images that the head was not fitted to.
+
+    Args:
+        probe, test: fresh predictors are fitted to the first and scored on the second; of different images.
+        clusters: of k-means on `test`; 0: one for every 50 patches, 512 at most.
+        device: where to compute, if it knows float64.
 
     Raises:
         RasaError: too few crops for a predictor of position.
     """
-    matrix = rasa_matrix(head).float()
-    k = clusters or max(2, min(held_out[..., 0].numel() // PATCHES_PER_CLUSTER, MOST_CLUSTERS))
-    flat = held_out.flatten(0, 2).float()
-    removed = flat - flat @ matrix
+    device = CPU if device.type == "mps" else device
+    probe, test, matrix = probe.float(), test.float(), rasa_matrix(head).float()
+    k = clusters or max(2, min(test[..., 0].numel() // PATCHES_PER_CLUSTER, MOST_CLUSTERS))
+    debiased = test @ matrix
     try:
-        before = _state(fit.float(), held_out.float(), k, seed)
-        after = _state(fit.float() @ matrix, held_out.float() @ matrix, k, seed)
+        before = _state(probe, test, k, seed, device)
+        after = _state(probe @ matrix, debiased, k, seed, device)
     except ValueError as error:
-        raise RasaError(f"no evidence: {error}. More images, a higher data.views, or evidence.images=0") from error
+        raise RasaError(f"no evidence: {error}. More images, a higher data.views, or evidence.crops=0") from error
     return Evidence(
         before=before,
         after=after,
-        variance_removed=(removed.var(dim=0).sum() / flat.var(dim=0).sum()).item(),
-        fitted_on=len(fit),
-        scored_on=len(held_out),
+        variance_removed=(_variance(test - debiased) / _variance(test)).item(),
+        fitted_on=len(probe),
+        scored_on=len(test),
         clusters=k,
-        features=held_out,
     )
 
 
-def _state(fit: Tensor, held_out: Tensor, k: int, seed: int) -> State:
-    _, h, w, _ = held_out.shape
+def _variance(features: Tensor) -> Tensor:
+    return features.flatten(0, 2).var(dim=0).sum()
+
+
+def _state(probe: Tensor, test: Tensor, k: int, seed: int, device: torch.device) -> State:
+    _, h, w, _ = test.shape
+    clusters = kmeans(test.flatten(0, 2), k, seed=seed, device=device)
     return State(
-        linear=position_error(fit, held_out),
-        sigmoid=position_error(fit, held_out, "sigmoid"),
-        entropy=position_entropy(kmeans(held_out.flatten(0, 2), k, seed=seed).assignment, h, w, k),
+        linear=position_error(probe, test, device=device),
+        sigmoid=position_error(probe, test, "sigmoid", device=device),
+        entropy=position_entropy(clusters.assignment, h, w, k),
     )

@@ -125,12 +125,12 @@ def run_rounds(
                 f"{predictor.chance:.4f} by chance"
             )
             break
-        plane = plane_basis(predictor.weight - (predictor.weight @ removed.T) @ removed)
+        weight = beyond(removed, predictor.weight)
+        plane = plane_basis(weight)
         if not plane.any(dim=1).all():
             stopped = "the predictor of rows and that of columns point the same way: no plane"
             break
         removed = torch.cat([removed, plane])
-        weight = predictor.weight - (predictor.weight @ removed[:-2].T) @ removed[:-2]
         made.append(
             Round(
                 number, weight, predictor.train_error, predictor.held_out_error, predictor.chance,
@@ -150,9 +150,13 @@ def basis_of(weights: Sequence[Tensor], width: int) -> Tensor:
     """Orthonormal basis of all planes together, [(2, D)] -> (2 T, D) float64."""
     basis = torch.empty(0, width, dtype=torch.float64)
     for weight in weights:
-        rest = weight.double() - (weight.double() @ basis.T) @ basis
-        basis = torch.cat([basis, plane_basis(rest)])
+        basis = torch.cat([basis, plane_basis(beyond(basis, weight.double()))])
     return basis
+
+
+def beyond(basis: Tensor, weight: Tensor) -> Tensor:
+    """What of a weight (2, D) lies outside the span of an orthonormal basis (k, D)."""
+    return weight - (weight @ basis.T) @ basis
 
 
 def head_of(weights: Sequence[Tensor]) -> RASAHead:

@@ -12,7 +12,8 @@ from franca.models.rasa_head import plane_basis
 from rasa.errors import RasaError
 from rasa.tokens import features_of, patch_grid, prefix_tokens
 
-LAST_NORMS = ("norm", "layernorm")  # timm and DINOv2; transformers
+LIBRARIES = ("timm", "transformers", "dinov2", "dinov3")
+LAST_NORMS = ("norm", "layernorm")  # of timm and DINOv2; of transformers
 FOLDED_ALREADY = "a RASA head is folded into this model already: load the original and fold into that"
 
 
@@ -28,10 +29,11 @@ def rasa_matrix(head: RASAHead) -> Tensor:
 def fold(model: Callable[..., Any], head: RASAHead) -> nn.Module:
     """A copy of a network whose patch features hold no position; the original is left as it is.
 
-    A Franca model gets one linear map of its patch tokens behind the last norm (`patch_map`), a network of timm or
-    transformers a last norm that applies it, so that their own methods return debiased features. Class and register
-    tokens stay as they are. The norm's gain can't absorb the map, which is no diagonal matrix. Any other function
-    images -> patch features is wrapped: what it returns is (B, h, w, D) and debiased.
+    A Franca model gets one linear map of its patch tokens behind the last norm (`patch_map`). A network of timm,
+    transformers or DINOv2's own code gets a last norm that applies it, so that its own methods return debiased
+    features; those that apply that norm to earlier blocks map these too. Class and register tokens stay as they are.
+    The norm's gain can't absorb the map, which is no diagonal matrix. Any other function images -> patch features is
+    wrapped: what it returns is (B, h, w, D) and debiased.
 
     Raises:
         RasaError: the head has another width than the network, or RASA is folded in already.
@@ -47,7 +49,7 @@ def fold(model: Callable[..., Any], head: RASAHead) -> nn.Module:
         raise RasaError(FOLDED_ALREADY)
     prefix = prefix_tokens(model)
     norm = next((name for name in LAST_NORMS if isinstance(getattr(model, name, None), nn.LayerNorm)), None)
-    if isinstance(model, nn.Module) and norm is not None and prefix is not None:
+    if isinstance(model, nn.Module) and _of_a_library(model) and norm is not None and prefix is not None:
         folded = copy.deepcopy(model)
         setattr(folded, norm, NormThenMap(getattr(folded, norm), linear, prefix))
         return folded
@@ -73,14 +75,20 @@ class Debiased(nn.Module):
 
     def __init__(self, model: Callable[..., Any], linear: nn.Linear) -> None:
         super().__init__()
-        self.model, self.linear = model, linear
+        weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        self.model, self.linear = model, linear if weight is None else linear.to(weight)
 
     def forward(self, images: Tensor) -> Tensor:
         output = features_of(self.model, images)
         grid = patch_grid(output, images.shape[-1], "the model", prefix_tokens(self.model))
         if grid.shape[-1] != self.linear.in_features:
             raise RasaError(f"the head reads {self.linear.in_features} features, the model has {grid.shape[-1]}")
-        return self.linear.to(grid.device)(grid)
+        return self.linear(grid.to(self.linear.weight))
+
+
+def _of_a_library(model: nn.Module) -> bool:
+    """Whether its class is of LIBRARIES, or made from one of them: there `norm` is the last that tokens go through."""
+    return any(made.__module__.partition(".")[0] in LIBRARIES for made in type(model).__mro__)
 
 
 def _with_patch_map(model: VisionTransformer, linear: nn.Linear) -> VisionTransformer:

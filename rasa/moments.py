@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from franca.eval.protocols.position import grid_positions
+from franca.eval.protocols.position import chance_mse, grid_positions
 
 
 @dataclass
@@ -41,13 +41,18 @@ class Moments:
 
     @property
     def mean(self) -> Tensor:
-        """(D,), without the shift."""
+        """Of the features, (D,)."""
+        return self.shift + self._mean_beyond_shift
+
+    @property
+    def _mean_beyond_shift(self) -> Tensor:
         return self.cells.sum(dim=0) / (self.crops * len(self.cells))
 
     @property
     def covariance(self) -> Tensor:
         """Of the features, (D, D)."""
-        return self.gram / (self.crops * len(self.cells)) - self.mean.outer(self.mean)
+        mean = self._mean_beyond_shift
+        return self.gram / (self.crops * len(self.cells)) - mean.outer(mean)
 
     @property
     def covariance_with_position(self) -> Tensor:
@@ -58,18 +63,10 @@ class Moments:
     @property
     def chance(self) -> float:
         """Mean squared error of always predicting the centre, over both coordinates."""
-        return (grid_positions(*self.grid) - 0.5).square().mean().item()
+        return chance_mse(*self.grid)
 
     def error(self, weight: Tensor, bias: Tensor) -> float:
-        """Mean squared error of the predictor (z - shift) @ weight + bias, (D, 2) and (2,), over both coordinates."""
+        """Mean squared error of the predictor z @ weight + bias, (D, 2) and (2,), over both coordinates."""
         away = self.mean @ weight + bias - 0.5
         spread = (weight * (self.covariance @ weight)).sum() - 2 * (weight * self.covariance_with_position).sum()
         return self.chance + (spread + away.square().sum()).item() / 2
-
-    def about(self, shift: Tensor) -> "Moments":
-        """The same crops with another shift."""
-        step = shift - self.shift
-        patches = self.crops * len(self.cells)
-        mean = self.mean
-        gram = self.gram - patches * (mean.outer(step) + step.outer(mean) - step.outer(step))
-        return Moments(self.grid, shift, gram, self.cells - self.crops * step, self.crops)

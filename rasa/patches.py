@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from franca.data.random_streams import generator
-from franca.eval.protocols.position import grid_positions
+from franca.eval.protocols.position import chance_mse, grid_positions
 from rasa.crops import Crops
 from rasa.errors import RasaError
 from rasa.features import Engine
@@ -87,7 +87,7 @@ class CachedPatches:
         self.features, self.cells, self.device = features, cells, device
         self.width = features.shape[-1]
         self.positions = grid_positions(*grid).float()
-        self.chance = (self.positions - 0.5).square().mean().item()
+        self.chance = chance_mse(*grid)
 
     def steps(self, batch_size: int) -> int:
         return -(-len(self.features) // batch_size)
@@ -112,7 +112,7 @@ class FreshPatches:
         self.device = engine.device
         self.width = first.shape[-1]
         self.positions = grid_positions(*first.shape[1:3]).float()
-        self.chance = (self.positions - 0.5).square().mean().item()
+        self.chance = chance_mse(*first.shape[1:3])
 
     def steps(self, batch_size: int) -> int:
         return -(-len(self.crops) // batch_size)

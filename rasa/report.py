@@ -73,7 +73,7 @@ def _numbers(evidence: Evidence) -> str:
         row("R² of the paper's sigmoid predictor", lambda side: side.sigmoid.r2, 3, "0"),
         row("entropy of places in a cluster, of that by chance", lambda side: side.entropy.mean, 3, "1"),
     ]
-    return page.table(["held-out images", "before", "after", "by chance"], rows)
+    return page.table(["images set apart", "before", "after", "by chance"], rows)
 
 
 def _predictions(evidence: Evidence, out: Path) -> str:
@@ -82,8 +82,8 @@ def _predictions(evidence: Evidence, out: Path) -> str:
     return page.section(
         "Where the patches seem to lie",
         page.paragraph(f"A predictor of row and column is fitted anew to the features of {evidence.fitted_on} crops, "
-                       f"before and after, and asked about {evidence.scored_on} crops of other images. Crops are "
-                       "flipped and turned at random, so that what is seen tells nothing about the place."),
+                       f"before and after, and asked about {evidence.scored_on} crops of other images. All of them are "
+                       "of images that RASA never saw."),
         page.picture("predictions.png", "predicted positions", "Each point is the mean of what is predicted for a cell "
                      "of the grid; its colour says where the cell lies. Features that know their place give the "
                      "grid back, features that don't give one point in the middle."),
@@ -96,7 +96,7 @@ def _clusters(evidence: Evidence, out: Path) -> str:
     cluster_maps_figure(out / "clusters.png", entropies, "Where the most placed clusters lie")
     return page.section(
         "Clusters that belong to a place",
-        page.paragraph(f"k-means with {evidence.clusters} clusters of the patch features of the held-out images (paper "
+        page.paragraph(f"k-means with {evidence.clusters} clusters of the patch features of those images (paper "
                        "Fig. 6). A cluster whose patches all lie in one corner stands for a place, not for a thing. "
                        f"{_about_entropy(entropies['before'].mean, entropies['after'].mean)}"),
         page.picture("entropy.png", "entropy of positions per cluster", "1: as spread out as patches drawn at random, "
@@ -118,7 +118,7 @@ def _about_entropy(before: float, after: float) -> str:
 def _pictures(result: Result, out: Path) -> str:
     task = result.task
     wanted = task.config.evidence.pictures
-    images = EvalImages(evenly_spaced(Part(task.source, task.held_out.numbers), wanted), task.config.data.size)
+    images = EvalImages(evenly_spaced(Part(task.source, task.test.numbers), wanted), task.config.data.size)
     pixels = next(iter(images.batches(wanted))).pixels
     before = task.engine.features(pixels).cpu()
     after = before @ rasa_matrix(result.fit.head).to(before)

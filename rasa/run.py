@@ -31,6 +31,8 @@ class Task:
     source: Source
     fit: Crops
     held_out: Crops
+    probe: Crops
+    test: Crops
 
     @property
     def folder(self) -> Path:
@@ -58,18 +60,19 @@ def run(config: RasaConfig) -> Result:
     source = config.data.build_source()
     backbone = config.backbone.load()
     backbone.to(device)
-    numbers = split(source, config.data, config.seed)
+    parts = split(source, config.data, config.seed, config.evidence.share)
     task = Task(
         config,
         Engine(backbone, device, choose_precision(config.precision, device)),
         source,
-        *(Crops(source, part, config.data, config.seed) for part in numbers),
+        **{name: Crops(source, numbers, config.data, config.seed) for name, numbers in vars(parts).items()},
     )
-    folder = RunFolder(config, backbone)
-    with held(folder.path):
+    task.folder.mkdir(parents=True, exist_ok=True)
+    with held(task.folder):
+        folder = RunFolder(config, task.engine, source)
         logger.info(
-            "%s on %d images (%d more are held out), crops of %d pixels",
-            *(backbone.name, len(numbers[0]), len(numbers[1]), config.data.size),
+            "%s on %d images, crops of %d pixels; %d more images measure rounds, %d are set apart",
+            *(backbone.name, len(parts.fit), config.data.size, len(parts.held_out), len(parts.probe + parts.test)),
         )
         fit = _fit(task, folder)
         logger.info("%s; %d dimensions removed", fit.stopped, 2 * len(fit.rounds))
@@ -130,11 +133,11 @@ def _gradient(task: Task, folder: RunFolder) -> Solver:
 
 def _evidence(task: Task, fit: RASAFit) -> Evidence | None:
     options = task.config.evidence
-    if options.images == 0:
+    if options.crops == 0 or options.share == 0:
         return None
     logger.info("measuring before and after")
     started = time.perf_counter()
-    fitted, held_out = (gather(task.engine, crops, options.images) for crops in (task.fit, task.held_out))
-    evidence = measure(fitted, held_out, fit.head, options.clusters, task.config.seed)
+    probe, test = (gather(task.engine, crops, options.crops) for crops in (task.probe, task.test))
+    evidence = measure(probe, test, fit.head, options.clusters, task.config.seed, task.engine.device)
     logger.info("measured in %.1f s", time.perf_counter() - started)
     return evidence

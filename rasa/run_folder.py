@@ -11,35 +11,38 @@ import torch
 from torch import nn
 
 from franca.config import ConfigError, dump_config
+from franca.data.sources import Source
 from franca.hub import save_teacher, write_atomically
 from franca.hub.architecture import name_architecture
 from franca.hub.checkpoint import hash_tensors
 from franca.models import RASAHead, VisionTransformer
-from rasa.backbones import Backbone
 from rasa.config import RasaConfig
+from rasa.features import Engine
 from rasa.fit import RASAFit, Round
 from rasa.fold import fold
 from rasa.moments import Moments
 
-# what may differ when a run is continued: it changes no plane
-OPERATIONAL = {"output", "device", "rounds", "evidence"}
+READ_BY_BOTH = ("seed", "solver", "saturation", "backbone")  # keys that decide planes whatever the solver
 
 
 class RunFolder:
     """`moments.pth` after the closed-form pass over the images, `rounds.pth` after every round; `rasa.pth` (the
     published layout), `rasa.json` and, for a Franca backbone, `folded.pth` at the end.
 
+    The folder must be there, and held by this process.
+
     Raises:
-        ConfigError: the folder holds a run of another backbone or configuration, or files of something else.
-        OSError: the folder can't be made.
+        ConfigError: the folder holds a run of other images, another backbone or configuration, or files of something
+            else.
+        OSError: the folder can't be written to.
     """
 
-    def __init__(self, config: RasaConfig, backbone: Backbone) -> None:
-        self.config, self.backbone = config, backbone
+    def __init__(self, config: RasaConfig, engine: Engine, source: Source) -> None:
+        self.config, self.backbone = config, engine.backbone
         self.path = Path(config.output).expanduser()
-        self.path.mkdir(parents=True, exist_ok=True)
+        backbone = engine.backbone
         self.backbone_hash = hash_tensors(backbone.model.state_dict()) if isinstance(backbone.model, nn.Module) else ""
-        self.fingerprint = _fingerprint(config, self.backbone_hash)
+        self.fingerprint = _fingerprint(config, self.backbone_hash, engine.precision, source)
         saved = self._saved("rounds.pth") or {"rounds": [], "stopped": ""}
         if not saved["rounds"] and self._saved("moments.pth") is None:
             self._refuse_others()
@@ -139,8 +142,8 @@ class RunFolder:
             raise ConfigError(f"{file} can't be read ({str(error).splitlines()[0]}): delete it to start anew") from None
         if content["fingerprint"] != self.fingerprint:
             raise ConfigError(
-                f"output={str(self.path)!r} holds a RASA run of another backbone or configuration: name another "
-                "folder, or delete that one"
+                f"output={str(self.path)!r} holds a RASA run of other images, another backbone or configuration: name "
+                "another folder, or delete that one"
             )
         return content
 
@@ -154,9 +157,15 @@ class RunFolder:
         write_atomically(self.path / name, content if callable(content) else write)
 
 
-def _fingerprint(config: RasaConfig, backbone_hash: str) -> str:
-    """Of all that planes follow from."""
-    chosen = {name: part for name, part in asdict(config).items() if name not in OPERATIONAL}
-    chosen["data"].pop("workers")
-    chosen["cache"] = config.cache.patches
-    return hashlib.sha256(json.dumps([chosen, backbone_hash], sort_keys=True).encode()).hexdigest()
+def _fingerprint(config: RasaConfig, backbone_hash: str, precision: torch.dtype | None, source: Source) -> str:
+    """Of all that planes follow from: backbone, images by name, crops, and what the chosen solver reads."""
+    chosen = {name: part for name, part in asdict(config).items() if name in READ_BY_BOTH}
+    crops = asdict(config.data)
+    for name in ("workers", "path"):  # a folder may move
+        crops.pop(name)
+    if config.solver == "gradient":
+        chosen |= {"gradient": asdict(config.gradient), "patches": config.cache.patches}
+        chosen["new crops in each epoch"] = config.cache.where == "off"
+    names = [source.name(number) for number in range(len(source))]
+    parts = [chosen, crops, config.evidence.share, names, backbone_hash, str(precision)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

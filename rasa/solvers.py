@@ -15,7 +15,7 @@ from rasa.errors import RasaError
 from rasa.moments import Moments
 from rasa.patches import Patches
 
-RIDGES = tuple(10.0**power for power in range(-6, 0))  # times the features' mean variance; more finds no position
+RIDGES = tuple(10.0**power for power in range(-6, 2))  # times the features' mean variance
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Solver(Protocol):
 
 
 class ClosedFormSolver:
-    """Ridge regression of the position, from sums that one pass over the images gives.
+    """Ridge regression of the position, with an intercept, from sums that one pass over the images gives.
 
     The ridge is the one that predicts best on the held-out crops. It stands in for what early stopping does in the
-    gradient solver: without it directions of hardly any variance are found, which the next crops don't share.
+    gradient solver: without it directions of hardly any variance are found, which new crops don't share.
     """
 
     def __init__(self, fit: Moments, held_out: Moments) -> None:
-        self.fit, self.held_out = fit, held_out.about(fit.shift)
+        self.fit, self.held_out = fit, held_out
         self.width = len(fit.shift)
 
     @property
@@ -61,17 +61,16 @@ class ClosedFormSolver:
         variances, directions = torch.linalg.eigh(remaining @ self.fit.covariance @ remaining)
         loadings = directions.T @ remaining @ self.fit.covariance_with_position
         scale = variances.clamp_min(0).mean().clamp_min(1e-30)
-        best: tuple[float, Tensor, Tensor] | None = None
-        for ridge in RIDGES:
-            weight = remaining @ directions @ (loadings / (variances.clamp_min(0) + ridge * scale)[:, None])
-            bias = 0.5 - self.fit.mean @ weight
-            error = self.held_out.error(weight, bias)
-            if best is None or error < best[0]:
-                best = error, weight, bias
-        assert best is not None
-        error, weight, bias = best
+        weights = [
+            remaining @ directions @ (loadings / (variances.clamp_min(0) + ridge * scale)[:, None]) for ridge in RIDGES
+        ]
+        errors = [self.held_out.error(weight, self._intercept(weight)) for weight in weights]
+        error, weight = min(zip(errors, weights, strict=True), key=lambda pair: pair[0])
         # four times the slope: what a sigmoid needs at its centre to follow the line
-        return Predictor(4 * weight.T, self.fit.error(weight, bias), error, self.fit.chance)
+        return Predictor(4 * weight.T, self.fit.error(weight, self._intercept(weight)), error, self.fit.chance)
+
+    def _intercept(self, weight: Tensor) -> Tensor:
+        return 0.5 - self.fit.mean @ weight
 
 
 @dataclass
@@ -91,8 +90,8 @@ class GradientConfig:
 class GradientSolver:
     """The paper's way: sigmoid(W z) against the position, by mean squared error (Sec. 2.3).
 
-    Features are divided by their root mean square, so that one learning rate fits every backbone (after a layer norm
-    it is about 1).
+    Features are divided by their root mean square, which is about 1 after a layer norm: one learning rate fits features
+    of any scale. A mean far from zero slows it down.
     """
 
     def __init__(self, fit: Patches, held_out: Patches, config: GradientConfig, seed: int) -> None:

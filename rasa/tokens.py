@@ -53,7 +53,10 @@ def patch_grid(output: Any, side: int, name: str, prefix: int | None = None) -> 
     elif tokens.ndim == 3 and patches_alone:
         grid = _square(tokens, 0, side, name)
     elif tokens.ndim == 3:
-        grid = _square(tokens, _guess_prefix(tokens.shape[1], side) if prefix is None else prefix, side, name)
+        before = _guess_prefix(tokens.shape[1], side) if prefix is None else prefix
+        if not _is_square(tokens.shape[1] - before) and _is_square(tokens.shape[1]):
+            before = 0  # it has a class token, but returns patches alone
+        grid = _square(tokens, before, side, name)
         _check_divides(grid.shape[1], side, name)
     else:
         raise RasaError(
@@ -82,13 +85,17 @@ def _square(tokens: Tensor, prefix: int, side: int, name: str) -> Tensor:
     """(B, T, D) -> (B, s, s, D), the patches behind the prefix."""
     patches = max(tokens.shape[1] - prefix, 0)
     root = isqrt(patches)
-    if patches != root * root or root == 0:
+    if not _is_square(patches):
         behind = f", {patches} of them behind class token and registers," if prefix else ""
         raise RasaError(
             f"{name} returned {tokens.shape[1]} tokens for images of {side} x {side} pixels{behind} which form no "
             "square grid: RASA needs one token per patch. Is it pooled, or does it drop or merge tokens?"
         )
     return tokens[:, prefix:].unflatten(1, (root, root))
+
+
+def _is_square(count: int) -> bool:
+    return count > 0 and isqrt(count) ** 2 == count
 
 
 def _guess_prefix(count: int, side: int) -> int:

@@ -3,7 +3,7 @@
     python scripts/benchmark_rasa.py --config configs/rasa/images.yaml data.path=/path/to/images [key=value …]
 
 The last way is how the original trains it. Prints seconds, the ratio to the first, and what each achieved, measured on
-the same held-out crops. Seconds are those of a whole run without evidence; those outside the rounds are the pass.
+the same crops of images set apart. Seconds are those of a whole run; what is not spent in rounds is the pass.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def timed(config: RasaConfig, solver: str, where: str, folder: Path) -> tuple[Re
             output=str(folder),
             solver=solver,
             cache=replace(config.cache, where=where),
-            evidence=replace(config.evidence, images=0),
+            evidence=replace(config.evidence, crops=0),
         )
     )
     return result, time.perf_counter() - started
@@ -53,8 +53,8 @@ def compare(config: RasaConfig, folder: Path) -> list[list[str]]:
         result, seconds = timed(config, solver, where, folder / str(number))
         first_seconds = first_seconds or seconds
         if features is None:
-            task, count = result.task, config.evidence.images
-            features = gather(task.engine, task.fit, count), gather(task.engine, task.held_out, count)
+            task, count = result.task, config.evidence.crops
+            features = gather(task.engine, task.probe, count), gather(task.engine, task.test, count)
         evidence = measure(*features, result.fit.head, config.evidence.clusters, config.seed)
         rows.append(
             [

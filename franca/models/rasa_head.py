@@ -94,6 +94,8 @@ class RASAHead(nn.Module):
     def predict_positions(self, x: Tensor) -> Tensor:
         """Where `pos_pred` finds each patch, (…, N, D) -> (…, N, 2): row and column in [0, 1].
 
-        It reads the features that the earlier layers leave: `x` is what `forward(x, use_pos_pred=False)` returned.
+        It reads the features that the earlier layers leave: `x` is what `forward(x, use_pos_pred=False)` returned. A
+        prediction only of heads that were trained by gradient, as the published ones: the closed-form solver has an
+        intercept, for which a head has no place, and only its planes mean something.
         """
         return torch.sigmoid(self.pos_pred(x))

@@ -69,10 +69,10 @@ SMALL = (
 
 # crops of 4 x 4 patches from a network of width 64
 SMALL_RASA = (
-    "data.size=56 data.views=2 data.workers=0 rounds=2 saturation=0 evidence.images=20 evidence.clusters=4 "
+    "data.size=56 data.views=2 data.workers=0 rounds=2 saturation=0 evidence.crops=20 evidence.clusters=4 "
     "evidence.pictures=2"
 )
-NO_REPORT = f"{SMALL_RASA} evidence.images=0"
+NO_REPORT = f"{SMALL_RASA} evidence.crops=0"
 SMALL_VOC = f"{NO_REPORT} backbone.name=runs/vitb14/teacher.pth gradient.batch_size=4 gradient.lr=0.05"
 IMAGES_RASA = ".venv/bin/python -m rasa.train --config configs/rasa/images.yaml data.path=/path/to/images"
 VOC_RASA = ".venv/bin/python -m rasa.train --config configs/rasa/{} data.path=/path/to/VOCdevkit/VOC2012/JPEGImages"

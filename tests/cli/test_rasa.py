@@ -32,7 +32,7 @@ rounds: 3
 saturation: 0.0
 data: {size: 56, views: 4, batch_size: 16, workers: 0}
 gradient: {lr: 0.05, epochs: 10, batch_size: 16}
-evidence: {images: 0}
+evidence: {crops: 0}
 """
 
 
@@ -80,7 +80,7 @@ def test_help_is_a_page_to_work_from(command: list[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", ["closed_form", "gradient"])
 def test_a_process_of_its_own_from_images_to_the_page(solver: str, place: Path) -> None:
-    arguments = [f"output={place / 'run'}", f"solver={solver}", "rounds=8", "evidence.images=80", "evidence.pictures=2"]
+    arguments = [f"output={place / 'run'}", f"solver={solver}", "rounds=8", "evidence.crops=80", "evidence.pictures=2"]
     command = [*COMMAND, "--config", str(place / "tiny.yaml"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     said = done.stdout.splitlines()
@@ -189,15 +189,15 @@ def nothing(place: Path) -> None:
         (nothing, ["data.path={place}/missing"], r"data\.path='.*missing' does not exist"),
         (nothing, ["data.list={place}/none.txt"], r"data\.list='.*none\.txt' is no file"),
         (voc_root, ["data.path={place}"], r"root of a Pascal VOC tree.*give '.*JPEGImages'"),
-        (one_image, ["data.path={place}/one"], r"1 image: RASA needs at least two"),
+        (one_image, ["data.path={place}/one"], r"1 image: RASA needs at least 4"),
         (
             nothing,
-            ["data.max_images=3", "data.views=1"],
+            ["data.max_images=5", "data.views=1"],
             r"2 crops of 16 patches to fit 32 features on: give at least 8",
         ),
         (
             nothing,
-            ["data.max_images=3", "data.views=1", "solver=gradient"],
+            ["data.max_images=5", "data.views=1", "solver=gradient"],
             r"2 crops of 16 patches to fit 32 features",
         ),
         (nothing, ["data.size=50"], r"\b50\b.*\b14\b"),
@@ -256,8 +256,8 @@ def test_bad_input_is_one_line_and_exit_status_2(
 def test_evidence_that_fails_costs_no_head(
     run: Callable[..., int], place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("evidence.images=1") == 2
-    assert re.search(r"error: no evidence: 1 images of 4x4 patches.*evidence\.images=0", capsys.readouterr().err)
+    assert run("evidence.crops=1") == 2
+    assert re.search(r"error: no evidence: 1 images of 4x4 patches.*evidence\.crops=0", capsys.readouterr().err)
     assert head_in(place / "run")
     assert (place / "run" / "folded.pth").is_file()
 

@@ -94,23 +94,32 @@ def test_a_turn_is_one_of_eight_and_each_is_as_likely() -> None:
 
 @pytest.mark.parametrize(("held_out", "count"), [(0.1, 2), (0.001, 1), (0.999, 19)])
 def test_a_split_shares_no_image_and_covers_all(held_out: float, count: int, drawn_images: type[Any]) -> None:
-    fit, measured = split(drawn_images(20), config(held_out=held_out), seed=0)
-    assert sorted(fit + measured) == list(range(20))
-    assert len(measured) == count
-    assert split(drawn_images(20), config(held_out=held_out), seed=0) == (fit, measured)
+    parts = split(drawn_images(20), config(held_out=held_out), seed=0, set_apart=0)
+    assert sorted(parts.fit + parts.held_out) == list(range(20))
+    assert (len(parts.held_out), parts.probe, parts.test) == (count, [], [])
+    assert split(drawn_images(20), config(held_out=held_out), seed=0, set_apart=0) == parts
+
+
+@pytest.mark.parametrize(("share", "each"), [(0.1, 1), (0.5, 5), (0.9, 9)])
+def test_images_for_evidence_are_in_no_other_part(share: float, each: int, drawn_images: type[Any]) -> None:
+    parts = split(drawn_images(20), config(held_out=0.1), seed=0, set_apart=share)
+    assert sorted(parts.fit + parts.held_out + parts.probe + parts.test) == list(range(20))
+    assert (len(parts.probe), len(parts.test)) == (each, each)
+    assert parts.fit
+    assert parts.held_out
 
 
 def test_a_part_of_the_images_is_drawn_from_all(drawn_images: type[Any]) -> None:
-    fit, measured = split(drawn_images(1000), config(max_images=50), seed=0)
-    assert len({*fit, *measured}) == 50
-    assert max(fit) > 800
-    assert split(drawn_images(1000), config(max_images=50), seed=1) != (fit, measured)
+    parts = split(drawn_images(1000), config(max_images=50), seed=0, set_apart=0.2)
+    assert len({*parts.fit, *parts.held_out, *parts.probe, *parts.test}) == 50
+    assert max(parts.fit) > 800
+    assert split(drawn_images(1000), config(max_images=50), seed=1, set_apart=0.2) != parts
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_too_few_images_to_split(count: int, drawn_images: type[Any]) -> None:
-    with pytest.raises(DataError, match=rf"{count} image: RASA needs at least two"):
-        split(drawn_images(count), config(), seed=0)
+@pytest.mark.parametrize(("count", "share", "least"), [(0, 0.0, 2), (1, 0.0, 2), (3, 0.1, 4)])
+def test_too_few_images_to_split(count: int, share: float, least: int, drawn_images: type[Any]) -> None:
+    with pytest.raises(DataError, match=rf"^{count} images?: RASA needs at least {least}, "):
+        split(drawn_images(count), config(), seed=0, set_apart=share)
 
 
 def test_unreadable_images_are_left_out_and_listed(drawn_images: type[Any]) -> None:

@@ -61,7 +61,7 @@ def test_too_few_crops_say_what_to_do(planted: Callable[..., Any]) -> None:
     head = fit_rasa(planted().features, rounds=1).head
     few, some = planted(images=1).features, planted(images=4).features
     for parts in ((few, some), (some, few)):
-        with pytest.raises(RasaError, match=r"no evidence: .*higher data\.views, or evidence\.images=0"):
+        with pytest.raises(RasaError, match=r"no evidence: .*higher data\.views, or evidence\.crops=0"):
             measure(*parts, head, 0, seed=0)
 
 

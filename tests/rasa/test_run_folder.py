@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import rasa.run
 from franca.config import ConfigError, read_config
 from franca.hub import save_teacher
 from rasa.config import RasaConfig
@@ -20,7 +24,7 @@ from rasa.run_folder import RunFolder
 TINY = [
     *("device=cpu", "precision=fp32", "rounds=3", "saturation=0.0"),
     *("data.size=56", "data.views=4", "data.batch_size=16", "data.workers=0"),
-    *("gradient.lr=0.05", "gradient.epochs=10", "gradient.batch_size=16", "evidence.images=0"),
+    *("gradient.lr=0.05", "gradient.epochs=10", "gradient.batch_size=16", "evidence.crops=0"),
 ]
 
 
@@ -39,6 +43,11 @@ def head_in(folder: Path) -> dict[str, Tensor]:
 
 def about(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "rasa.json").read_text())
+
+
+def times_of(folder: Path) -> dict[Path, int]:
+    """When each file was written last, but the lock that every run takes."""
+    return {file: file.stat().st_mtime_ns for file in folder.iterdir() if file.name != ".lock"}
 
 
 @pytest.mark.parametrize("solver", ["closed_form", "gradient"])
@@ -73,7 +82,7 @@ def test_the_pass_over_the_images_is_not_made_again(
 ) -> None:
     caplog.set_level("INFO")
     run("rounds=1")
-    assert "images: 72 crops" in caplog.text
+    assert "images: 64 crops" in caplog.text
     caplog.clear()
     run("rounds=2")
     assert "crops in" not in caplog.text
@@ -118,10 +127,10 @@ def test_another_configuration_is_refused_and_the_folder_left(
     change: str, run: Callable[..., Result], tmp_path: Path
 ) -> None:
     run()
-    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()}
-    with pytest.raises(ConfigError, match=r"output='.*run' holds a RASA run of another backbone or configuration"):
+    files = times_of(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"output='.*run' holds a RASA run of other images, another backbone"):
         run(change)
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()} == files
+    assert times_of(tmp_path / "run") == files
 
 
 @pytest.mark.parametrize("change", ["data.workers=1", "evidence.pictures=3", "cache.memory_gb=1"])
@@ -168,3 +177,55 @@ def test_what_is_written_can_be_read_again(run: Callable[..., Result], tmp_path:
         one.held_out_error for one in result.fit.rounds
     ]
     assert (told["solver"], told["width"], told["dimensions_removed"]) == ("gradient", 32, 6)
+
+
+def test_evidence_is_measured_on_images_that_decide_nothing(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    gather = rasa.run.gather
+    monkeypatch.setattr(rasa.run, "gather", lambda *arguments: seen.append(arguments[1]) or gather(*arguments))
+    task = run("evidence.crops=40", "evidence.share=0.4").task
+    assert seen == [task.probe, task.test]
+    assert set(task.probe.numbers).isdisjoint(task.test.numbers)
+    assert {*task.probe.numbers, *task.test.numbers}.isdisjoint([*task.fit.numbers, *task.held_out.numbers])
+
+
+def test_a_run_on_other_images_is_refused(run: Callable[..., Result], images: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    shutil.copytree(images, more)
+    run(f"data.path={more}")
+    shutil.copy(more / "cats" / "0.png", more / "cats" / "new.png")
+    with pytest.raises(ConfigError, match="other images"):
+        run(f"data.path={more}")
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [("gradient.lr=0.1", False), ("cache.patches=3", False), ("precision=bf16", True), ("evidence.share=0.3", True)],
+)
+def test_what_the_closed_form_does_not_read_may_change(change: str, refused: bool, run: Callable[..., Result]) -> None:
+    run("rounds=1")
+    if not refused:
+        assert len(run("rounds=2", change).fit.rounds) == 2
+        return
+    with pytest.raises(ConfigError, match="another backbone or configuration"):
+        run("rounds=2", change)
+
+
+def test_a_second_process_changes_nothing_in_a_folder_at_work(run: Callable[..., Result], tmp_path: Path) -> None:
+    run("rounds=1")
+    before = times_of(tmp_path / "run")
+    lines = ["import sys", "from pathlib import Path", "from franca.train.files import held"]
+    lines += ["with held(Path(sys.argv[1])):", "    print('held', flush=True)", "    input()"]
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "\n".join(lines), str(tmp_path / "run")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError, match="another process holds"):
+            run("rounds=3")
+        assert times_of(tmp_path / "run") == before
+    finally:
+        holder.communicate("\n")

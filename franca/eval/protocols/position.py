@@ -32,6 +32,11 @@ def grid_positions(h: int, w: int) -> Tensor:
     return torch.cartesian_prod(rows, columns)
 
 
+def chance_mse(h: int, w: int) -> float:
+    """Mean squared error, over patches and both coordinates, of always predicting the centre of the grid."""
+    return (grid_positions(h, w) - 0.5).square().mean().item()
+
+
 @dataclass(frozen=True)
 class PositionPredictor:
     """Position of a patch from its features z: W z + b, or the sigmoid of that."""
