@@ -16,20 +16,17 @@ from franca.hub.names import depth
 from franca.models import BACKBONES
 from franca.models.feed_forward import swiglu_hidden
 
-HEAD_WIDTH = 64  # of every published Franca, DINOv2 and DINO backbone
 
-
-def infer_config(state: Mapping[str, Tensor], origin: str, num_heads: int | None = None) -> dict[str, Any]:
-    """Arguments of `VisionTransformer` for these tensors, but for how positions are resampled.
+def infer_config(state: Mapping[str, Tensor], origin: str) -> dict[str, Any]:
+    """Arguments of `VisionTransformer` for these tensors, but for attention heads and how positions are resampled.
 
     Args:
         state: the backbone's tensors.
         origin: where they come from, for errors.
-        num_heads: attention heads, which leave no trace in the tensors; None: D / 64.
 
     Raises:
-        CheckpointError: a tensor that the architecture is read from is missing or of a strange shape, the positions are
-            no square grid, or D is no multiple of 64 and `num_heads` isn't given.
+        CheckpointError: a tensor that the architecture is read from is missing or of a strange shape, or the positions
+            are no square grid.
     """
     positions = _tensor(state, "pos_embed", 3, origin)
     patches = _tensor(state, "patch_embed.proj.weight", 4, origin)
@@ -48,7 +45,6 @@ def infer_config(state: Mapping[str, Tensor], origin: str, num_heads: int | None
         "in_chans": patches.shape[1],
         "embed_dim": width,
         "depth": depth(state),
-        "num_heads": _heads(width, num_heads, origin),
         "mlp_ratio": ratio,
         "ffn": ffn,
         "num_register_tokens": registers.shape[1] if registers is not None and registers.ndim == 3 else 0,
@@ -69,6 +65,12 @@ def backbone_sizes() -> dict[str, tuple[int, int, int]]:
     return {name: (config["embed_dim"], config["depth"], config["num_heads"]) for name, config in configs.items()}
 
 
+def ratio_for(hidden: int, width: int) -> float:
+    """A ratio for which int(width * ratio) is `hidden`: rounding must not take one away."""
+    exact = hidden / width
+    return exact if int(width * exact) == hidden else (hidden + 0.5) / width
+
+
 def _tensor(state: Mapping[str, Tensor], name: str, ndim: int, origin: str) -> Tensor:
     if name not in state:
         more = "; positions of another kind (rotary, relative) can't be used" if name == "pos_embed" else ""
@@ -78,30 +80,12 @@ def _tensor(state: Mapping[str, Tensor], name: str, ndim: int, origin: str) -> T
     return state[name]
 
 
-def _heads(width: int, num_heads: int | None, origin: str) -> int:
-    if num_heads is None and width % HEAD_WIDTH:
-        raise CheckpointError(
-            f"{origin} doesn't say how many attention heads it has, and its width {width} is no multiple of "
-            f"{HEAD_WIDTH}, by which it is guessed: give num_heads=…"
-        )
-    heads = width // HEAD_WIDTH if num_heads is None else num_heads
-    if heads < 1 or width % heads:
-        raise CheckpointError(f"num_heads={heads} doesn't divide the width {width} of {origin}")
-    return heads
-
-
 def _feed_forward(state: Mapping[str, Tensor], width: int, origin: str) -> tuple[str, float]:
     """Its kind and an `mlp_ratio` that gives its hidden width."""
     block = min((name.split(".")[1] for name in state if name.startswith("blocks.")), default="0")
     if f"blocks.{block}.mlp.w12.weight" in state:
         hidden = state[f"blocks.{block}.mlp.w12.weight"].shape[0] // 2
         # w12 has two thirds of the width that mlp_ratio counts; 4 is what everybody takes, and gives a rounded width
-        return "swiglu", 4.0 if swiglu_hidden(4 * width) == hidden else _ratio(hidden * 3 // 2, width)
+        return "swiglu", 4.0 if swiglu_hidden(4 * width) == hidden else ratio_for(hidden * 3 // 2, width)
     hidden = _tensor(state, f"blocks.{block}.mlp.fc1.weight", 2, origin).shape[0]
-    return "mlp", _ratio(hidden, width)
-
-
-def _ratio(hidden: int, width: int) -> float:
-    """A ratio for which int(width * ratio) is `hidden`: rounding must not take one away."""
-    exact = hidden / width
-    return exact if int(width * exact) == hidden else (hidden + 0.5) / width
+    return "mlp", ratio_for(hidden, width)

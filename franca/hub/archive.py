@@ -15,6 +15,14 @@ from franca.hub.progress import Progress
 CHUNK = 1 << 20
 
 
+class DamagedArchive(CheckpointError):
+    """An archive that can't be unpacked. `culprits`: its pieces that may be to blame."""
+
+    def __init__(self, message: str, culprits: Sequence[Path]) -> None:
+        super().__init__(message)
+        self.culprits = list(culprits)
+
+
 def unpack(parts: Sequence[Path], target: Path) -> Path:
     """Write the one .pth of the archive to `target`, atomically. Names inside the archive are never used as paths.
 
@@ -23,8 +31,9 @@ def unpack(parts: Sequence[Path], target: Path) -> Path:
         target: the file to write; its folder must exist.
 
     Raises:
-        CheckpointError: a piece is missing, truncated or damaged, with its name; or the archive doesn't hold exactly
-            one regular .pth file.
+        CheckpointError: a piece is missing.
+        DamagedArchive: a piece is truncated or damaged, with its name; or the archive doesn't hold exactly one regular
+            .pth file.
         OSError: `target` can't be written.
     """
     _check_sizes(parts)
@@ -46,8 +55,9 @@ class _Joined(io.RawIOBase):
         self.progress = Progress(f"unpacking {parts[0].name}", sum(part.stat().st_size for part in parts))
 
     @property
-    def current(self) -> Path:
-        return self.parts[max(0, min(self.number, len(self.parts) - 1))]
+    def reached(self) -> list[Path]:
+        """The pieces that were read, the current one last."""
+        return self.parts[: max(self.number, 0) + 1]
 
     def readable(self) -> bool:
         return True
@@ -82,30 +92,35 @@ def _copy_checkpoint(joined: _Joined, target: BinaryIO) -> None:
                 while stream.read(CHUNK):
                     pass
         except EOFError as error:
-            raise CheckpointError(f"{joined.current} is truncated: fetch it again") from error
+            last = joined.reached[-1]
+            raise DamagedArchive(f"{last} is truncated: fetch it again", [last]) from error
         except (gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
-            raise CheckpointError(
-                f"{joined.current}, or the piece before it, is damaged or no .tar.gz ({error}): fetch it again"
+            reached = joined.reached
+            before = ", or a piece before it," if len(reached) > 1 else ""
+            raise DamagedArchive(
+                f"{reached[-1]}{before} is damaged or no .tar.gz ({error}): fetch it again", reached
             ) from error
 
 
 def _copy_member(archive: tarfile.TarFile, target: BinaryIO, parts: Sequence[Path]) -> None:
     found = []
     for member in archive:
-        if not member.name.endswith(".pth"):
+        name = member.name.rpartition("/")[2]
+        if not name.endswith(".pth") or name.startswith("."):  # macOS puts `._x.pth` beside each x.pth
             continue
         content = archive.extractfile(member) if member.isreg() else None
         if content is None:
-            raise CheckpointError(
-                f"{parts[0]}: {member.name} is no regular file; an archive with links is not unpacked"
+            raise DamagedArchive(
+                f"{parts[0]}: {member.name} is no regular file; an archive with links is not unpacked", parts
             )
         found.append(member.name)
         if len(found) > 1:
-            raise CheckpointError(f"{parts[0]} holds several checkpoints ({', '.join(found)}, …): unpack it by hand")
+            several = ", ".join(found)
+            raise DamagedArchive(f"{parts[0]} holds several checkpoints ({several}, …): unpack it by hand", parts)
         while block := content.read(CHUNK):
             target.write(block)
     if not found:
-        raise CheckpointError(f"{parts[0]} holds no .pth file")
+        raise DamagedArchive(f"{parts[0]} holds no .pth file", parts)
 
 
 def _check_sizes(parts: Sequence[Path]) -> None:
@@ -116,8 +131,8 @@ def _check_sizes(parts: Sequence[Path]) -> None:
     whole = max(sizes.values())
     for part in parts[:-1]:
         if sizes[part] < whole:
-            raise CheckpointError(
-                f"{part} is truncated: {sizes[part]} bytes, another piece has {whole}. Fetch it again"
+            raise DamagedArchive(
+                f"{part} is truncated: {sizes[part]} bytes, another piece has {whole}. Fetch it again", [part]
             )
 
 

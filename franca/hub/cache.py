@@ -7,14 +7,17 @@ The environment variable FRANCA_HUB_URL names a mirror of the releases, for mach
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from franca.hub.archive import unpack
+from franca.hub.archive import DamagedArchive, unpack
 from franca.hub.download import download, locked
 from franca.hub.registry import Published, RemoteFile
 
+# How files begin: a .pth as a zip or, of before, as a pickle; an archive as gzip.
+BEGINS = {".pth": (b"PK\x03\x04", b"\x80"), ".tar.gz": (b"\x1f\x8b",), ".tar.gz.part_aa": (b"\x1f\x8b",)}
 RELEASES = "https://github.com/valeoai/Franca/releases/download"
 
 
@@ -36,7 +39,8 @@ def fetch(file: RemoteFile) -> Path:
         f"Or fetch it by hand and put it at {target}, or name the place where it lies: {argument}=…; the environment "
         "variable FRANCA_HUB_URL names a mirror"
     )
-    return download(address(file), target, file.sha256, advice)
+    begins = next((begins for end, begins in BEGINS.items() if file.name.endswith(end)), ())
+    return download(address(file), target, file.sha256, advice, begins)
 
 
 def fetch_backbone(published: Published) -> Path:
@@ -54,9 +58,7 @@ def fetch_backbone(published: Published) -> Path:
         with locked(target) as alone:
             if not target.exists():
                 parts = [fetch(file) for file in published.files]
-                _unpack(parts, target, alone)
-                for part in parts if alone else []:
-                    part.unlink()
+                _unpack_fetched(parts, target, alone)
     return target
 
 
@@ -66,14 +68,35 @@ def unpacked(parts: Sequence[Path]) -> Path:
     Raises CheckpointError as `unpack`.
     """
     marks = [f"{part.name} {part.stat().st_size} {part.stat().st_mtime_ns}" for part in parts if part.exists()]
-    mark = hashlib.sha256("\n".join(marks).encode()).hexdigest()[:12]
-    target = cache_folder() / f"{parts[0].name.split('.')[0]}-{mark}.pth"
+    archive = f"{parts[0].name.split('.')[0]}-{_digest(str(parts[0].resolve()))}-"
+    target = cache_folder() / f"{archive}{_digest(*marks)}.pth"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target) as alone:
             if not target.exists():
                 _unpack(parts, target, alone)
+        for older in target.parent.iterdir():  # of this archive, before it changed
+            if older.name.startswith(archive) and older.suffix == ".pth" and older != target:
+                with suppress(OSError):
+                    older.unlink()
     return target
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
+
+
+def _unpack_fetched(parts: Sequence[Path], target: Path, alone: bool) -> None:
+    """Unpack what lies in the cache, and remove it: all pieces when that is done, the damaged ones when it fails."""
+    try:
+        _unpack(parts, target, alone)
+    except DamagedArchive as error:
+        for part in error.culprits:
+            part.unlink(missing_ok=True)
+        names = ", ".join(part.name for part in error.culprits)
+        raise DamagedArchive(f"{error}. Removed: {names}; call again to fetch it", error.culprits) from error
+    for part in parts if alone else []:
+        part.unlink()
 
 
 def _unpack(parts: Sequence[Path], target: Path, alone: bool) -> None:

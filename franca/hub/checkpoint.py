@@ -113,10 +113,13 @@ def hash_tensors(state: Mapping[str, Tensor]) -> str:
 
 
 def check_format(description: Mapping[str, Any], origin: str) -> None:
-    """Raise CheckpointError where a later version wrote the description."""
-    if description.get("format", FORMAT) > FORMAT:
+    """Raise CheckpointError where a later version wrote the description, or nothing that says which."""
+    found = description.get("format", FORMAT)
+    if not isinstance(found, int):
+        raise CheckpointError(f"{origin} is damaged: its description says format {found!r}, which is no number")
+    if found > FORMAT:
         raise CheckpointError(
-            f"{origin} has format {description['format']}, written by franca {description.get('franca')}; this version "
+            f"{origin} has format {found}, written by franca {description.get('franca')}; this version "
             f"({__version__}) reads format {FORMAT}: upgrade it"
         )
 

@@ -9,9 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from franca.hub.files import read_file
+from franca.hub.files import rasa_beside, read_file, weights_file
 from franca.hub.layouts import Recognised, build, recognise
 from franca.hub.preprocessing import told_normalisation
+from franca.hub.registry import LICENCE, is_published
 from franca.hub.targets import TARGETS, Plan, Writer
 
 EPILOG = """\
@@ -61,9 +62,9 @@ def convert(
         force: replace files of those names. Other files in a folder stay.
 
     Raises:
-        FileExistsError: the output is there, and `force` is False.
+        FileExistsError: the output is there, and `force` is False; or a RASA head of other weights would pass for its.
         CheckpointError, FileNotFoundError: the checkpoint can't be read, or the layout has no place for it.
-        OSError: writing failed; no new file is left.
+        OSError: writing failed, see write_together.
         ValueError: there is no such layout, or `img_size` is not a multiple of the patch.
     """
     if to not in TARGETS:
@@ -74,16 +75,17 @@ def convert(
     plan = TARGETS[to](weights, Path(output))
     _refuse_existing(plan, Path(output), force)
     write_together(plan.files)
-    return Converted(list(plan.files), plan.load, weights.notes + plan.notes)
+    return Converted(list(plan.files), plan.load, weights.notes + plan.notes + _licence(Path(checkpoint)))
 
 
 def write_together(files: Mapping[Path, Writer]) -> None:
     """Write files of one folder: all of them are written elsewhere first, then renamed to their places.
 
-    The folder is made where it's missing. Files of those names that were there survive a failure.
+    The folder is made where it's missing. A failure to write, a full disk say, leaves everything as it was. A failure
+    while files are renamed, or a power cut then, leaves each file whole, but some of them new and some old.
 
     Raises:
-        OSError: writing failed.
+        OSError: writing or renaming failed.
     """
     folder = next(iter(files)).parent
     made = not folder.exists()
@@ -147,9 +149,18 @@ def _refuse_existing(plan: Plan, output: Path, force: bool) -> None:
     there = [path for path in plan.files if path.exists()]
     if there and not force:
         raise FileExistsError(f"{there[0]} exists; name another output, or add --force to replace what is there")
-    other = output / "rasa.pth"
-    if other.exists() and other not in plan.files:
-        raise FileExistsError(f"{other} belongs to other weights than those to be written; remove it first")
+    other = rasa_beside(output) if one_file or output.is_dir() else None
+    if other and not any(path.exists() and path.samefile(other) for path in plan.files):
+        raise FileExistsError(
+            f"{other} would pass for the RASA head of {output}, and it isn't among what is to be written: remove or "
+            "rename it first, or name another output"
+        )
+
+
+def _licence(checkpoint: Path) -> list[str]:
+    """What to know about a file that was made from published weights."""
+    name = weights_file(checkpoint).name
+    return [f"{LICENCE}. It says, too, what holds for files made from them"] if is_published(name) else []
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

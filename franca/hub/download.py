@@ -8,11 +8,12 @@ import errno
 import hashlib
 import http.client
 import os
+import re
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +24,7 @@ if sys.platform != "win32":
     import fcntl
 
 CHUNK = 1 << 20
+PAGE_START = 300  # bytes in which a web page shows what it is
 TIMEOUT = 30.0  # seconds without a byte
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before another try; when more has come, all of them are allowed again
 
@@ -35,7 +37,7 @@ class _Interrupted(Exception):
     """The connection broke, or the server was busy: worth another try."""
 
 
-def download(url: str, target: Path, sha256: str | None = None, advice: str = "") -> Path:
+def download(url: str, target: Path, sha256: str | None = None, advice: str = "", begins: Sequence[bytes] = ()) -> Path:
     """Fetch `url` to `target`, unless it is there. One process does so, others wait for it.
 
     Args:
@@ -43,6 +45,7 @@ def download(url: str, target: Path, sha256: str | None = None, advice: str = ""
         target: file to write; its folder is made.
         sha256: the hash that the content must have, in hexadecimal; None: only the length is checked.
         advice: what to do by hand where it fails, for the message.
+        begins: the bytes with which such a file may begin; none: any, but for a web page.
 
     Raises:
         DownloadError: nothing could be fetched, or something else than expected. Nothing stands under `target` then;
@@ -58,6 +61,7 @@ def download(url: str, target: Path, sha256: str | None = None, advice: str = ""
                 if not target.exists():
                     partial = partial if alone else target.with_name(f"{target.name}.{os.getpid()}.partial")
                     _fetch(url, partial)
+                    _check_beginning(partial, begins, url, advice)
                     _check_hash(partial, sha256, url)
                     os.replace(partial, target)
                     _tag_file(partial).unlink(missing_ok=True)
@@ -74,12 +78,15 @@ def locked(target: Path) -> Iterator[bool]:
 
     Gives False, and keeps nobody out, where the system or its file system has no locks.
     """
+    if sys.platform == "win32":
+        yield False
+        return
     path = target.with_name(f"{target.name}.lock")
     while True:
         with path.open("w") as file:
             alone = _hold(file.fileno(), target)
             # Who held the lock before took its file away: what is held here keeps out nobody who comes now.
-            if alone and not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+            if alone and not _stands(file.fileno(), path):
                 continue
             try:
                 yield alone
@@ -88,9 +95,15 @@ def locked(target: Path) -> Iterator[bool]:
             return
 
 
-def _hold(handle: int, target: Path) -> bool:
-    if sys.platform == "win32":
+def _stands(handle: int, path: Path) -> bool:
+    """Whether the open file is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
         return False
+
+
+def _hold(handle: int, target: Path) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -177,14 +190,32 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         raise _Interrupted(f"the connection broke ({str(error) or type(error).__name__})") from error
 
 
+def _check_beginning(partial: Path, begins: Sequence[bytes], url: str, advice: str) -> None:
+    """A server, or what stands before it, may answer with a page of its own as if it were the file."""
+    with partial.open("rb") as file:
+        found = file.read(PAGE_START)
+    if re.match(rb"\s*<(!doctype|html)", found, re.IGNORECASE):
+        what = "a web page, which says: " + " ".join(re.sub(rb"<[^>]*>?", b" ", found).decode(errors="replace").split())
+    elif begins and not found.startswith(tuple(begins)):
+        what = f"no such file: it begins with {found[:8]!r}"
+    else:
+        return
+    _remove(partial)
+    raise DownloadError(f"{url} gave {what}. What came is removed; try again. {advice}")
+
+
+def _remove(partial: Path) -> None:
+    partial.unlink()
+    _tag_file(partial).unlink(missing_ok=True)
+
+
 def _check_hash(partial: Path, sha256: str | None, url: str) -> None:
     if sha256 is None:
         return
     with partial.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256.lower():
-        partial.unlink()
-        _tag_file(partial).unlink(missing_ok=True)
+        _remove(partial)
         raise DownloadError(
             f"{url} is not the file it should be: its SHA-256 is {found}, expected {sha256}. What came is removed; "
             "try again, or ask who stands between you and the server"

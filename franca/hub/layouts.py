@@ -1,6 +1,6 @@
 """Any checkpoint's content to a backbone under our names, whatever project and wrapper it went through."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,15 +9,11 @@ from torch import Tensor, nn
 
 from franca.hub.architecture import infer_config, name_architecture
 from franca.hub.checkpoint import CheckpointError, check_format, hash_tensors, load_weights
+from franca.hub.heads import attention_heads, told_heads
 from franca.hub.names import State, flatten_blocks, from_timm, from_transformers, is_timm, is_transformers
+from franca.hub.parts import split
 from franca.models import RASAHead, VisionTransformer
 
-# Entries in which training scripts keep the weights, in the order in which they are preferred.
-ENTRIES = ("teacher", "model_ema", "ema", "state_dict", "model", "student")
-# What wrappers put into names, wherever it stands; and what stands before the backbone's names.
-WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-OWNERS = {"teacher", "student", "model", "backbone"}
-HEADS = {"dino_head", "ibot_head", "head", "linear_head", "classifier"}
 # Layout -> (interpolate_offset, interpolate_antialias), with which its authors resample positions.
 RESAMPLING = {
     "upstream": (0.1, False),
@@ -49,7 +45,7 @@ def recognise(content: Any, origin: str, num_heads: int | None = None) -> Recogn
     Args:
         content: tensors by name, or entries that hold them.
         origin: where it comes from, for errors.
-        num_heads: attention heads; None: as the file describes, else width / 64.
+        num_heads: attention heads; None: as the file describes, else by its width (`franca.hub.heads`).
 
     Raises:
         CheckpointError: no backbone is in it, with what was found; damaged; or of an architecture that can't be built.
@@ -66,10 +62,15 @@ def recognise(content: Any, origin: str, num_heads: int | None = None) -> Recogn
         config = dict(description["backbone"]) | ({} if num_heads is None else {"num_heads": num_heads})
         layout = "franca"
     else:
-        config = infer_config(state, origin, _told_heads(entries) if num_heads is None else num_heads)
+        config = infer_config(state, origin)
+        width = config["embed_dim"]
+        told = told_heads(entries, width) if num_heads is None else num_heads
+        config["num_heads"], doubt = attention_heads(width, told, origin)
+        notes += [doubt] if doubt else []
         resampling = (RESAMPLING_WITH_REGISTERS if config["num_register_tokens"] else RESAMPLING)[layout]
         config["interpolate_offset"], config["interpolate_antialias"] = resampling
-        state = _filled(state, config["embed_dim"], config["depth"], notes)
+        notes += [_resampling_doubt()] if _may_be_dino(layout, entries, state) else []
+        state = _filled(state, width, config["depth"], notes)
     arch = name_architecture(config)
     return Recognised(state, config, arch, layout, heads, rasa, description, notes, origin)
 
@@ -128,27 +129,6 @@ def rasa_depth(rasa: Mapping[str, Tensor]) -> int:
     return sum(name.startswith("pre_pos_layers.") for name in rasa)
 
 
-def split(content: Any, origin: str) -> tuple[State, dict[str, State], State | None]:
-    """A checkpoint's tensors: those of the backbone under its authors' names, of each head, and of a RASA head.
-
-    Raises CheckpointError where two tensors claim one name.
-    """
-    backbone: State = {}
-    heads: dict[str, State] = {}
-    rasa: State = {}
-    for name, tensor in _selected(_tensors_of(content), origin).items():
-        owner, _, rest = name.partition(".")
-        if owner in HEADS:
-            heads.setdefault(owner, {})[rest] = tensor
-        elif owner == "rasa_head":
-            rasa[rest] = tensor
-        elif owner in ("pos_pred", "pre_pos_layers"):
-            rasa[name] = tensor
-        else:
-            backbone[name] = tensor
-    return backbone, heads, rasa or None
-
-
 def find_description(content: Any, origin: str) -> dict[str, Any] | None:
     """The description in a file of this project; None for every other. Raises CheckpointError for a later format."""
     description = content.get("description") if isinstance(content, Mapping) else None
@@ -156,43 +136,6 @@ def find_description(content: Any, origin: str) -> dict[str, Any] | None:
         return None
     check_format(description, origin)
     return description
-
-
-def _tensors_of(content: Any) -> State:
-    """Tensors by dotted name, from the entry that holds the weights."""
-    if not isinstance(content, Mapping):
-        return {}
-    for entry in ENTRIES:
-        if isinstance(content.get(entry), Mapping) and any(True for _ in _flat(content[entry])):
-            return _tensors_of(content[entry])
-    return dict(_flat(content))
-
-
-def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(content, Tensor):
-        yield prefix, content
-    elif isinstance(content, Mapping):
-        for name, value in content.items():
-            yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))
-
-
-def _selected(state: Mapping[str, Tensor], origin: str) -> State:
-    """Names without wrappers and owners; the teacher's tensors alone where there is a teacher, else the student's."""
-    named = [([part for part in name.split(".") if part not in WRAPPERS], tensor) for name, tensor in state.items()]
-    for owner in ("teacher", "student"):
-        owned = [(parts, tensor) for parts, tensor in named if owner in parts[:2]]
-        if owned:
-            named = owned
-            break
-    selected: State = {}
-    for parts, tensor in named:
-        while len(parts) > 1 and parts[0] in OWNERS:
-            parts = parts[1:]
-        name = ".".join(parts)
-        if name in selected:
-            raise CheckpointError(f"{origin} holds several tensors {name}: give it the state_dict of one model alone")
-        selected[name] = tensor
-    return selected
 
 
 def _our_names(state: State, trained: bool) -> tuple[str, State]:
@@ -225,10 +168,20 @@ def _check_backbone(state: State, heads: Mapping[str, State], rasa: State | None
     raise CheckpointError(f"{origin} holds no backbone; found: {', '.join(found) or 'no tensors by name'}")
 
 
-def _told_heads(content: Mapping[str, Any]) -> int | None:
-    """Attention heads from the config.json of transformers or timm."""
-    theirs, timms = content.get("transformers_config", {}), content.get("timm_config", {})
-    return theirs.get("num_attention_heads") or timms.get("model_args", {}).get("num_heads")
+def _may_be_dino(layout: str, entries: Mapping[str, Any], state: State) -> bool:
+    """Whether a state with timm's names may be one of DINO's first files: those have no part that timm alone has."""
+    scaled = any(name.endswith(".gamma") for name in state)
+    return layout == "timm" and "timm_config" not in entries and not scaled and "register_tokens" not in state
+
+
+def _resampling_doubt() -> str:
+    offset, antialias = RESAMPLING["timm"]
+    dinos = RESAMPLING["dinov2"]
+    return (
+        f"names of timm, whose models resample positions with offset {offset:g} and antialias {antialias}. If this is "
+        f"a file of DINO's first version, set model.interpolate_offset = {dinos[0]} and model.interpolate_antialias = "
+        f"{dinos[1]}"
+    )
 
 
 def _filled(state: State, width: int, depth: int, notes: list[str]) -> State:

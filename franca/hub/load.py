@@ -11,13 +11,14 @@ from typing import Any, TypedDict, Unpack
 from franca.hub.architecture import backbone_sizes
 from franca.hub.cache import fetch, fetch_backbone
 from franca.hub.checkpoint import CheckpointError
-from franca.hub.files import find_in_folder, rasa_beside, read_file
+from franca.hub.files import find_in_folder, is_library_folder, rasa_beside, read_file
 from franca.hub.layouts import Recognised, build, build_rasa, recognise, recognise_rasa
 from franca.hub.names import State
 from franca.hub.registry import DEFAULTS, LICENCE, SHORT_NAMES, Published, find, is_published
 from franca.models import BACKBONES, VisionTransformer
 
 GRID, PATCH = 518, 14  # pixels, of an untrained network and of every entry point
+FFN = "swiglu"  # of every entry point
 Source = str | PathLike[str] | Mapping[str, Any]  # a file, a folder, or tensors by name
 
 
@@ -27,7 +28,8 @@ class HubOptions(TypedDict, total=False):
     weights: which published weights; None: IN21K for ViT-B, LAION for ViT-L and ViT-g. Any spelling of their names.
     pretrained: False gives an untrained network.
     use_rasa_head: attach the RASA head, which `forward_features(…, use_rasa_head=True)` uses: the one inside the file,
-        in `<name>_rasa.pth` beside it, or published for these weights.
+        in `<name>_rasa.pth` beside it, or published for these weights. A local file, whatever its name, gets a
+        published head only where `weights` says which weights it holds.
     img_size: side in pixels of the square image for whose grid positions are stored; None: as in the file. Other sizes
         are taken as well, and resampled in every forward pass.
     local_state_dict: a file (.pth, .safetensors, .tar.gz), a folder that holds it, or tensors by name, in place of the
@@ -86,7 +88,10 @@ def load_model(
         checkpoint: instead of a name, a file or folder in any layout that is recognised, or tensors by name. The
             architecture and the grid of positions come from its description or its tensors. Of the options, it takes
             use_rasa_head, img_size and RASA_local_state_dict.
-        num_heads: attention heads of the checkpoint; None: as it describes, else its width / 64.
+        num_heads: attention heads of the checkpoint; None: as it or its folder tells, else by its width: / 64, or 16
+            where networks of that width are known to have so many (1280, of ViT-H).
+
+    What had to be guessed or filled in for a checkpoint is printed on stderr, once.
 
     Raises:
         TypeError, ValueError: no such entry point or published weights, or arguments that don't go together.
@@ -128,6 +133,8 @@ def _load_checkpoint(
     origin, content = _read(checkpoint, "checkpoint")
     recognised = recognise(content, origin, num_heads)
     model = build(recognised)
+    for note in recognised.notes:
+        _say(f"note on {origin}: {note}")
     if rasa is not None:
         _attach(model, *_read_rasa(rasa, None))
     elif use_rasa_head:
@@ -151,7 +158,7 @@ def _load_size(
         return _untrained(arch, weights, img_size, use_rasa_head, RASA_local_state_dict)
     published = None if local_state_dict is not None and weights is None else find(arch, weights)
     if local_state_dict is None and published:
-        _say_licence()
+        _say(LICENCE)
         local_state_dict = fetch_backbone(published)
     assert local_state_dict is not None  # `find` gave weights, or raised
     origin, content = _read(local_state_dict, "local_state_dict", published or _default(arch))
@@ -183,10 +190,10 @@ def _read(source: Source, argument: str, published: Published | None = None, ras
     if isinstance(source, Mapping):
         return f"the mapping given as {argument}", source
     path = Path(source)
-    if path.is_dir() and (rasa or not (path / "config.json").is_file()):
+    if path.is_dir() and (rasa or not is_library_folder(path)):
         path = find_in_folder(path, published, rasa)
     if is_published(path.name):
-        _say_licence()
+        _say(LICENCE)
     return str(path), read_file(path)
 
 
@@ -225,12 +232,12 @@ def _resized(model: VisionTransformer, img_size: int | None) -> VisionTransforme
 
 
 def _check_size(arch: str, recognised: Recognised) -> None:
-    """Raise CheckpointError where a file is not of the entry point's size."""
-    keys = ("embed_dim", "depth", "num_heads", "patch_size")
+    """Raise CheckpointError where a file is not of the entry point's size and kind."""
+    keys = ("embed_dim", "depth", "num_heads", "patch_size", "ffn")
     found = tuple(recognised.config.get(key) for key in keys)
-    wanted = (*backbone_sizes()[arch], PATCH)
+    wanted = (*backbone_sizes()[arch], PATCH, FFN)
     if found != wanted:
-        words = "width {}, {} blocks, {} heads, patch {}"
+        words = "width {}, {} blocks, {} heads, patch {}, {}"
         raise CheckpointError(
             f"{recognised.origin} holds a {recognised.arch} backbone ({words.format(*found)}), "
             f"franca_{SHORT_NAMES[arch]} is {arch} ({words.format(*wanted)}): take the entry point of its size, or "
@@ -243,6 +250,6 @@ def _default(arch: str) -> Published | None:
 
 
 @functools.cache
-def _say_licence() -> None:
+def _say(text: str) -> None:
     """Once in a process."""
-    print(LICENCE, file=sys.stderr)
+    print(text, file=sys.stderr)

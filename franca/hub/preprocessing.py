@@ -16,7 +16,7 @@ def told_normalisation(path: Path, content: Any) -> dict[str, list[float]]:
     This project's files hold them in their description, timm's folders in config.json, transformers' beside it.
     """
     entries = content if isinstance(content, Mapping) else {}
-    described = entries.get("description") or entries.get("timm_config", {}).get("pretrained_cfg", {})
+    described = entries.get("description") or entries.get("timm_config", {}).get("pretrained_cfg") or {}
     if "transformers_config" in entries:
         processor = _json(path / "preprocessor_config.json")
         described = {"mean": processor.get("image_mean"), "std": processor.get("image_std")}

@@ -120,6 +120,15 @@ def is_published(name: str) -> bool:
     return name.lower() in {known.lower() for known in files + [published.name for published in PUBLISHED]}
 
 
+def refusal(name: str) -> str | None:
+    """Why a file of that name, in any case and packed in any way, is not read; None for all others."""
+    for (arch, weights), reason in REFUSED.items():
+        stem = f"franca_{SHORT_NAMES[arch]}_{weights}"
+        if re.fullmatch(rf"{stem}(_224|_518)?(_chunked)?\.(\w+|tar\.gz)(\.part_\w+)?", name, re.IGNORECASE):
+            return reason
+    return None
+
+
 def _key(arch: str, weights: str) -> str:
     """What spellings of the same weights have in common."""
     key = re.sub(r"[^a-z0-9]+", "_", weights.lower()).strip("_")

@@ -39,9 +39,19 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     header, start = _read_header(path)
     notes = header.pop("__metadata__", None) or {}
+    if not isinstance(notes, dict):
+        raise CheckpointError(f"{path} can't be read: damaged, its header's __metadata__ is no table")
     content = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)[start:]
     try:
+        unknown = {entry["dtype"] for entry in header.values()} - DTYPES.keys()
+        if unknown:
+            raise CheckpointError(
+                f"{path} can't be read: it holds tensors of type {', '.join(sorted(unknown))}; save it as one of "
+                f"{', '.join(DTYPES)}"
+            )
         return {name: _tensor(content, entry) for name, entry in header.items()}, notes
+    except CheckpointError:
+        raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} can't be read: truncated, or a damaged safetensors header ({error})") from error
 
@@ -86,7 +96,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         header = json.loads(text)
         if not isinstance(header, dict):
             raise ValueError("the header is no table")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} can't be read: truncated, or no safetensors file ({error})") from error
     return header, 8 + length
 

@@ -12,8 +12,10 @@ from typing import Any, BinaryIO
 import torch
 
 from franca.hub import safetensors
+from franca.hub.architecture import ratio_for
 from franca.hub.checkpoint import CheckpointError, teacher_writer
-from franca.hub.layouts import Recognised
+from franca.hub.heads import heads_of_width
+from franca.hub.layouts import RESAMPLING, Recognised
 from franca.hub.names import State, chunk_blocks, to_timm, to_transformers
 from franca.hub.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from franca.models.feed_forward import swiglu_hidden
@@ -45,11 +47,10 @@ def plan_upstream(weights: Recognised, output: Path) -> Plan:
     _require_no_patch_map(weights, "the released layout")
     state = {f"backbone.{name}": tensor for name, tensor in chunk_blocks(weights.backbone).items()}
     content = {"teacher": _own_storage(state | _head_tensors(weights))}
-    plan = Plan(
-        {output: lambda file: torch.save(content, file)},
-        _load_model(output),
-        _left_out(weights, kept=PRETRAINING_HEADS),
-    )
+    notes = _left_out(weights, kept=PRETRAINING_HEADS) + _untold_upstream(weights)
+    heads = weights.config["num_heads"]
+    told = None if heads == heads_of_width(weights.config["embed_dim"]) else heads
+    plan = Plan({output: lambda file: torch.save(content, file)}, _load_model(output, told), notes)
     return _rasa_beside(plan, weights, output.with_name(f"{output.stem}_rasa{output.suffix}"))
 
 
@@ -165,7 +166,7 @@ def timm_config(weights: Recognised, state: State) -> dict[str, Any]:
         "embed_dim": config["embed_dim"],
         "depth": config["depth"],
         "num_heads": config["num_heads"],
-        "mlp_ratio": _ratio(len(state["blocks.0.mlp.fc1.bias"]), config["embed_dim"]),
+        "mlp_ratio": ratio_for(len(state["blocks.0.mlp.fc1.bias"]), config["embed_dim"]),
         "init_values": config["init_values"],
         "reg_tokens": registers,
     }
@@ -188,12 +189,6 @@ def timm_config(weights: Recognised, state: State) -> dict[str, Any]:
             "classifier": "head",
         },
     }
-
-
-def _ratio(hidden: int, width: int) -> float:
-    """A ratio for which int(width * ratio) is `hidden`: rounding must not take one away."""
-    exact = hidden / width
-    return exact if int(width * exact) == hidden else (hidden + 0.5) / width
 
 
 def _whole_ratio(weights: Recognised) -> int:
@@ -237,6 +232,18 @@ def _require_no_patch_map(weights: Recognised, place: str) -> None:
         )
 
 
+def _untold_upstream(weights: Recognised) -> list[str]:
+    """What a bare dictionary of tensors doesn't tell its reader."""
+    names = ("interpolate_offset", "interpolate_antialias")
+    resampling = {name: weights.config[name] for name in names}
+    described = {name: (weights.description or {}).get(name) for name in ("mean", "std")}
+    left_out = {name: value for name, value in described.items() if value}
+    if tuple(resampling.values()) != RESAMPLING["upstream"]:
+        left_out |= resampling
+    listed = ", ".join(f"{name}={value}" for name, value in left_out.items())
+    return [f"left out, for this layout has no place for it: {listed}"] if listed else []
+
+
 def _foreign_notes(weights: Recognised) -> list[str]:
     size = weights.config["img_size"]
     return [*_left_out(weights), f"same features at {size} pixels; for another size convert again with --img-size"]
@@ -268,8 +275,9 @@ def _json(content: Any) -> Writer:
     return write
 
 
-def _load_model(path: Path) -> str:
-    return f"franca.load_model(checkpoint={_quoted(path)})"
+def _load_model(path: Path, num_heads: int | None = None) -> str:
+    more = "" if num_heads is None else f", num_heads={num_heads}"
+    return f"franca.load_model(checkpoint={_quoted(path)}{more})"
 
 
 def _quoted(text: object) -> str:

@@ -342,7 +342,7 @@ class TestOutput:
         TestRASA.with_head(tmp_path / "in.pth")
         convert(tmp_path / "in.pth", tmp_path / "out", "timm")
         save(tmp_path / "other.pth", random_model())
-        with pytest.raises(FileExistsError, match=r"rasa\.pth belongs to other weights"):
+        with pytest.raises(FileExistsError, match=r"rasa\.pth would pass for the RASA head of"):
             convert(tmp_path / "other.pth", tmp_path / "out", "timm", force=True)
 
     def test_a_file_is_no_folder(self, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ class TestFolder:
     def test_none_is_said(self, folder) -> None:
         with pytest.raises(CheckpointError, match="should hold one checkpoint, found: none"):
             load_model(checkpoint=folder)
-        with pytest.raises(CheckpointError, match=r"one RASA head \(a file …_rasa\.pth\), found: none"):
+        with pytest.raises(CheckpointError, match=r"one RASA head \(a file …_rasa\.pth, or rasa\.pth\), found: none"):
             find_in_folder(folder, rasa=True)
 
     @pytest.mark.parametrize("config", ["{", '{"model_type": "dinov2"}'])

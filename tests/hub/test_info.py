@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from franca.hub import CheckpointError, save_teacher
+from franca.hub import CheckpointError, describe, save_teacher
 from franca.hub.convert import convert
 from franca.hub.info import inspect, lines, main
 from franca.hub.names import chunk_blocks
 from franca.models import MatryoshkaHead, RASAHead, VisionTransformer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+SIZES = ("embed_dim", "depth", "num_heads", "ffn", "patch_size", "num_register_tokens", "in_chans")
 DESCRIPTION = {
     "stage": "pretrain",
     "data": "/data/images",
@@ -57,8 +59,8 @@ def test_a_teacher_file(tmp_path: Path) -> None:
     written = save(tmp_path / "teacher.pth", network)
     about = inspect(tmp_path / "teacher.pth")
     assert about["layout"] == "franca"
-    assert about["architecture"] == {
-        "name": "custom",
+    assert about["arch"] == "custom"
+    assert {name: about["backbone"][name] for name in SIZES} == {
         "embed_dim": 64,
         "depth": 4,
         "num_heads": 1,
@@ -67,11 +69,11 @@ def test_a_teacher_file(tmp_path: Path) -> None:
         "num_register_tokens": 3,
         "in_chans": 3,
     }
-    assert (about["grid"], about["img_size"]) == (4, 56)
+    assert (about["grid"], about["backbone"]["img_size"]) == (4, 56)
     assert about["parameters"] == sum(parameter.numel() for parameter in network.parameters())
     assert {key: about[key] for key in DESCRIPTION} == DESCRIPTION
-    assert about["heads"]["dino_head"] == [{"width": 16, "prototypes": 8}, {"width": 64, "prototypes": 32}]
-    assert about["heads"]["ibot_head"] == [{"width": 16, "prototypes": 4}, {"width": 64, "prototypes": 16}]
+    assert [about["heads"]["dino_head"][name] for name in ("widths", "prototypes")] == [[16, 64], [8, 32]]
+    assert [about["heads"]["ibot_head"][name] for name in ("widths", "prototypes")] == [[16, 64], [4, 16]]
     assert about["hash"] == written["hash"]
     assert about["versions"] == {key: written[key] for key in ("format", "franca", "torch")}
     assert about["bytes"] == (tmp_path / "teacher.pth").stat().st_size
@@ -95,14 +97,13 @@ def test_a_released_file(parity_dir: Path) -> None:
     tensors = torch.load(path, weights_only=True)["teacher"]
     about = inspect(path, num_heads=2)
     assert about["layout"] == "upstream"
-    sizes = about["architecture"]
+    sizes = about["backbone"]
     assert sizes["embed_dim"] == tensors["backbone.cls_token"].shape[-1]
     assert about["grid"] ** 2 + 1 == tensors["backbone.pos_embed"].shape[1]
     assert about["parameters"] == sum(t.numel() for name, t in tensors.items() if name.startswith("backbone."))
     for name in ("dino_head", "ibot_head"):
-        levels = about["heads"][name]
-        assert [level["width"] for level in levels] == [sizes["embed_dim"] // 2**i for i in reversed(range(5))]
-        assert [level["prototypes"] for level in levels] == [
+        assert about["heads"][name]["widths"] == [sizes["embed_dim"] // 2**i for i in reversed(range(5))]
+        assert about["heads"][name]["prototypes"] == [
             len(tensors[f"{name}.last_layers.{i}.weight_g"]) for i in range(5)
         ]
     assert about["stage"] is None
@@ -121,8 +122,8 @@ def test_guessed_attention_heads_are_said(tmp_path: Path) -> None:
 def test_attention_heads_that_cannot_be_told(parity_dir: Path) -> None:
     path = parity_dir / "tiny_checkpoint.pth"
     about = inspect(path)
-    assert about["architecture"]["num_heads"] is None
-    assert about["architecture"]["depth"] == inspect(path, num_heads=2)["architecture"]["depth"]
+    assert about["backbone"]["num_heads"] is None
+    assert about["backbone"]["depth"] == inspect(path, num_heads=2)["backbone"]["depth"]
     assert any("--num-heads" in note for note in about["notes"])
     assert ", heads unknown," in table(path)["architecture"]
 
@@ -135,8 +136,10 @@ def test_every_layout_says_the_same_of_the_network(to: str, tmp_path: Path) -> N
     convert(tmp_path / "teacher.pth", target, to)
     about = inspect(target)
     assert about["layout"] == {"safetensors": "franca"}.get(to, to)
-    for key in ("architecture", "grid", "img_size", "parameters", "dtype"):
+    for key in ("arch", "grid", "parameters", "dtype"):
         assert about[key] == expected[key], key
+    for key in ("img_size", *SIZES):
+        assert about["backbone"][key] == expected["backbone"][key], key
     assert about["mean"] == (None if to == "upstream" else DESCRIPTION["mean"])
 
 
@@ -145,16 +148,24 @@ def test_a_published_size_is_named(tmp_path: Path) -> None:
         network = model(384, 6, depth=12, num_register_tokens=0)
     state = {f"backbone.{name}": torch.zeros(tensor.shape) for name, tensor in network.state_dict().items()}
     torch.save({"teacher": chunk_blocks(state)}, tmp_path / "small.pth")
-    assert inspect(tmp_path / "small.pth")["architecture"]["name"] == "vit_small"
+    assert inspect(tmp_path / "small.pth")["arch"] == "vit_small"
+
+
+def test_describe_and_info_use_the_same_words(parity_dir: Path) -> None:
+    path = parity_dir / "tiny_checkpoint.pth"
+    described, about = describe(path, num_heads=2), inspect(path, num_heads=2)
+    shared = described.keys() - {"hash"}
+    assert shared >= {"arch", "backbone", "heads", "layout", "notes", "rasa"}
+    assert {key: about[key] for key in shared} == {key: described[key] for key in shared}
 
 
 class TestRASA:
     def test_by_itself(self, tmp_path: Path) -> None:
         torch.save(rasa(48, layers=8), tmp_path / "x_rasa.pth")
         about = inspect(tmp_path / "x_rasa.pth")
-        assert about["layout"] == "RASA head"
-        assert about["rasa"] == {"place": "by itself", "planes": 9, "width": 48}
-        assert "architecture" not in about
+        assert about["layout"] == describe(tmp_path / "x_rasa.pth")["layout"] == "rasa"
+        assert about["rasa"] == {"place": "by itself", "planes": 9, "input_dim": 48, "n_pos_layers": 8}
+        assert "backbone" not in about
         assert table(tmp_path / "x_rasa.pth")["RASA"] == "9 planes of features of width 48, by itself"
 
     def test_inside(self, tmp_path: Path) -> None:
@@ -162,7 +173,7 @@ class TestRASA:
         network.rasa_head = RASAHead(64, 3)
         save(tmp_path / "teacher.pth", network)
         about = inspect(tmp_path / "teacher.pth")
-        assert about["rasa"] == {"place": "inside", "planes": 4, "width": 64}
+        assert about["rasa"] == {"place": "inside", "planes": 4, "input_dim": 64, "n_pos_layers": 3}
         assert about["parameters"] == sum(parameter.numel() for parameter in model().parameters())
 
     @pytest.mark.parametrize("to", ["upstream", "timm"])
@@ -173,13 +184,32 @@ class TestRASA:
         target = tmp_path / ("out.pth" if to == "upstream" else "out")
         name = "out_rasa.pth" if to == "upstream" else "rasa.pth"
         convert(tmp_path / "teacher.pth", target, to)
-        assert inspect(target)["rasa"] == {"place": f"beside: {name}", "planes": 4, "width": 64}
+        assert inspect(target)["rasa"] == {
+            "place": f"beside: {name}",
+            "planes": 4,
+            "input_dim": 64,
+            "n_pos_layers": 3,
+        }
+
+    @pytest.mark.parametrize("name", ["mine.pth", "mine_chunked.tar.gz"])
+    def test_beside_in_any_case_and_beside_archives(
+        self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As load_model finds it."""
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+        torch.save(model().state_dict(), tmp_path / "mine.pth")
+        if name != "mine.pth":
+            with tarfile.open(tmp_path / name, "w:gz") as tar:
+                tar.add(tmp_path / "mine.pth", arcname="mine.pth")
+        torch.save(rasa(64, 2), tmp_path / "Mine_RASA.pth")
+        assert inspect(tmp_path / name)["rasa"]["place"] == "beside: Mine_RASA.pth"
 
     def test_folded_in(self, tmp_path: Path) -> None:
         network = model()
         network.patch_map = nn.Linear(64, 64, bias=False)
         save(tmp_path / "teacher.pth", network, rasa_rounds=5)
-        assert inspect(tmp_path / "teacher.pth")["rasa"] == {"place": "folded in (patch_map)", "planes": 5, "width": 64}
+        about = inspect(tmp_path / "teacher.pth")["rasa"]
+        assert about == {"place": "folded in (patch_map)", "planes": 5, "input_dim": 64}
         assert table(tmp_path / "teacher.pth")["RASA"] == "5 planes of features of width 64, folded in (patch_map)"
 
 

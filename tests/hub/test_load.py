@@ -31,7 +31,7 @@ def small(monkeypatch, tmp_path) -> None:
     sizes = dict.fromkeys(registry.SHORT_NAMES, (WIDTH, 2, 1))
     monkeypatch.setattr(load, "backbone_sizes", lambda: sizes)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    load._say_licence.cache_clear()
+    load._say.cache_clear()
 
 
 def saved(path: Path, content: object) -> Path:
