@@ -10,8 +10,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from franca.config import ConfigError
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto``: this machine's accelerator, else the CPU; otherwise the named device."""
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """``auto``: this machine's accelerator, else the CPU; otherwise the named device.
+
+    local_rank: which of several accelerators, for a name without a number; it becomes the current one.
+    """
+    device = _named(name)
+    if local_rank is not None and device.type != "cpu" and ":" not in str(device):
+        device = torch.device(device.type, local_rank % torch.accelerator.device_count())
+        torch.accelerator.set_device_index(device.index)
+    return device
+
+
+def _named(name: str) -> torch.device:
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:

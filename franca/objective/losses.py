@@ -1,4 +1,4 @@
-"""Crop loss, patch loss and KoLeo, all in fp32 with autocast off.
+"""Crop loss, patch loss and KoLeo, all in fp32 (fp64 for fp64 inputs) with autocast off.
 
 B images, N rows, K_j prototypes of level j, J levels, D feature width. Levels are lists, narrowest first, of equal
 weight (paper section 2.1): crop and patch loss return one value per level, (J,), whose sum is the loss.
@@ -19,6 +19,11 @@ def _full_precision(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False)
 
 
+def precise(tensor: Tensor) -> Tensor:
+    """In fp32, or fp64 if it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def cross_entropy(logits: Tensor, assignments: Tensor, temperature: float) -> Tensor:
     """-sum_k q_nk log softmax_k(logits / temperature): logits (..., N, K), assignments q (N, K) -> (..., N).
 
@@ -26,7 +31,7 @@ def cross_entropy(logits: Tensor, assignments: Tensor, temperature: float) -> Te
     Written as q.sum() * logsumexp - q.logits, so that the log-softmax is never stored.
     """
     with _full_precision(logits.device):
-        scaled = logits.float() / temperature
+        scaled = precise(logits) / temperature
         expected = torch.einsum("...nk,nk->...n", scaled, assignments)
         return assignments.sum(dim=-1) * scaled.logsumexp(dim=-1) - expected
 
@@ -68,9 +73,9 @@ def koleo_loss(features: Tensor, eps: float = 1e-8) -> Tensor:
     A single row has no other: 0.
     """
     if len(features) < 2:
-        return features.new_zeros((), dtype=torch.float32)
+        return precise(features.new_zeros(()))
     with _full_precision(features.device):
-        rows = F.normalize(features.float(), dim=-1, eps=eps)
+        rows = F.normalize(precise(features), dim=-1, eps=eps)
         with torch.no_grad():
             nearest = (rows @ rows.T).fill_diagonal_(-torch.inf).argmax(dim=1)
         distance = F.pairwise_distance(rows, rows[nearest], eps=eps)

@@ -5,16 +5,18 @@ masked patches, padding included; J Matryoshka levels, narrowest first, with K_j
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from franca.objective.losses import crop_loss, koleo_loss, patch_loss
+from franca.objective.losses import crop_loss, koleo_loss, patch_loss, precise
 from franca.objective.sinkhorn import LogSumExpOverRanks, joint_sinkhorn_assignments
 from franca.objective.student_teacher import EncoderOutput, StudentTeacher
+
+GatherRows = Callable[[Tensor], Tensor]
 
 
 class Batch(Protocol):
@@ -45,6 +47,7 @@ class ObjectiveConfig:
     crop_weight: float = 1.0  # local and global crop terms
     patch_weight: float = 1.0
     koleo_weight: float = 0.1  # of each of the two global crops; 0 skips the computation
+    koleo_over: str = "rank"  # nearest neighbours among a micro-batch of: rank (one process, as the original) | all
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.student_temperature) and self.student_temperature > 0):
@@ -63,6 +66,8 @@ class ObjectiveConfig:
                 raise ValueError(
                     f"objective.{name} is {value}: a loss weight must be 0 or above; 0 switches the term off"
                 )
+        if self.koleo_over not in ("rank", "all"):
+            raise ValueError(f"objective.koleo_over is {self.koleo_over!r}: it must be rank or all")
         if self.crop_weight == 0 and self.patch_weight == 0:
             raise ValueError("objective.crop_weight and objective.patch_weight are both 0: nothing would be learned")
 
@@ -95,16 +100,22 @@ class PretrainingObjective(nn.Module):
 
         total = crop_weight * (local + 2 * global) / n + patch_weight * patch + koleo_weight * (koleo_a + koleo_b)
 
-    With one level and block masks this is DINOv2's objective.
+    With one level and block masks this is DINOv2's objective. With several processes the loss of the global batch is
+    the mean of theirs; ``logsumexp_over_ranks`` and ``gather_rows`` are how they share what concerns all of them.
     """
 
     def __init__(
-        self, pair: StudentTeacher, config: ObjectiveConfig, logsumexp_over_ranks: LogSumExpOverRanks | None = None
+        self,
+        pair: StudentTeacher,
+        config: ObjectiveConfig,
+        logsumexp_over_ranks: LogSumExpOverRanks | None = None,
+        gather_rows: GatherRows | None = None,
     ) -> None:
         super().__init__()
         self.pair = pair
         self.config = config
         self.logsumexp_over_ranks = logsumexp_over_ranks
+        self.gather_rows = gather_rows if config.koleo_over == "all" else None
 
     def forward(self, batch: Batch, teacher_temperature: float | Tensor) -> LossReport:
         """The loss of one batch on its own."""
@@ -177,8 +188,10 @@ class PretrainingObjective(nn.Module):
     def _koleo(self, features: Tensor) -> Tensor:
         """Weighted KoLeo of both global crops, each within its own crop: (2B, D) -> scalar."""
         if self.config.koleo_weight == 0:
-            return features.new_zeros((), dtype=torch.float32)
+            return precise(features.new_zeros(()))
         first, second = features.chunk(2)
+        if self.gather_rows is not None:
+            first, second = self.gather_rows(first), self.gather_rows(second)
         return self.config.koleo_weight * (koleo_loss(first) + koleo_loss(second))
 
 

@@ -25,7 +25,7 @@ def sinkhorn_assignments(
     valid: Tensor | None = None,
     logsumexp_over_ranks: LogSumExpOverRanks | None = None,
 ) -> Tensor:
-    """Balanced assignments of rows to prototypes: (N, K) -> (N, K), fp32, rows sum to 1, no gradient.
+    """Balanced assignments of rows to prototypes: (N, K) -> (N, K), fp32 (fp64 for fp64), rows sum to 1, no gradient.
 
     temperature: a number or a 0-dim tensor. valid: (N,) bool; other rows take no part, whatever they hold, and return
     zeros. logsumexp_over_ranks: given the (K,) column log-masses of this rank returns those of all ranks.
@@ -51,8 +51,8 @@ def joint_sinkhorn_assignments(
         return []
     valid = [None] * len(logits) if valid is None else valid
     _check(logits, temperature, iterations, valid)
-    scale = _inverse(temperature, logits[0].device)
-    v = [torch.zeros(len(scores), device=scores.device) for scores in logits]
+    scale = _inverse(temperature, logits[0])
+    v = [scale.new_zeros(len(scores)) for scores in logits]
     u = _column_potentials(logits, scale, v, valid, logsumexp_over_ranks)
     for _ in range(iterations - 1):
         v = [-_logsumexp_(_shifted(scores, scale, k), dim=1) for scores, k in zip(logits, u, strict=True)]
@@ -76,8 +76,8 @@ def _logsumexp_(scores: Tensor, dim: int) -> Tensor:
 
 
 def _shifted(logits: Tensor, scale: Tensor, potential: Tensor) -> Tensor:
-    """logits * scale + potential, (N, K) fp32 in one allocation; potential (N, 1) of rows or (K,) of prototypes."""
-    return (logits * scale).float().add_(potential)
+    """logits * scale + potential, (N, K) in one allocation; potential (N, 1) of rows or (K,) of prototypes."""
+    return (logits * scale).add_(potential)
 
 
 def _column_potentials(
@@ -101,11 +101,15 @@ def _column_potentials(
     return (-mass).split([scores.shape[1] for scores in logits])
 
 
-def _inverse(temperature: float | Tensor, device: torch.device) -> Tensor:
-    """1 / temperature, (1,) fp32, made without waiting for the device; a 0-dim tensor would multiply in bf16."""
+def _inverse(temperature: float | Tensor, logits: Tensor) -> Tensor:
+    """1 / temperature, (1,), made without waiting for the device; a 0-dim tensor would multiply in bf16.
+
+    Its type is that of all that follows: fp32, or fp64 for logits in fp64.
+    """
+    kind, device = torch.promote_types(logits.dtype, torch.float32), logits.device
     if isinstance(temperature, Tensor):
-        return temperature.to(device, torch.float32, non_blocking=True).reciprocal().view(1)
-    return torch.full((1,), 1.0 / temperature, device=device)
+        return temperature.to(device, kind, non_blocking=True).reciprocal().view(1)
+    return torch.full((1,), 1.0 / temperature, device=device, dtype=kind)
 
 
 def _check(

@@ -1,17 +1,16 @@
 """The pair of networks: a student that learns and a teacher that follows it as an exponential moving average."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from franca.distributed import local_part
 from franca.models import VisionTransformer
 
 
-@dataclass
-class EncoderOutput:
+class EncoderOutput(NamedTuple):  # sharding finds the tensors in a tuple, not in a dataclass
     """What both heads say about a set of crops: R crops in all, M rows of masked patches, J levels, narrowest first."""
 
     class_tokens: Tensor  # (R, D), backbone output after the last norm
@@ -66,10 +65,11 @@ class StudentTeacher(nn.Module):
     def update_teacher(self, momentum: float | Tensor) -> None:
         """teacher <- momentum * teacher + (1 - momentum) * student, over all parameters.
 
-        momentum: a number, or a 0-dim tensor on the parameters' device when the device decides it.
+        momentum: a number, or a 0-dim tensor on the parameters' device when the device decides it. Sharded parameters
+        are averaged shard by shard: both networks must be sharded alike.
         """
-        averages: list[Tensor] = list(self.teacher.parameters())
-        current: list[Tensor] = list(self.student.parameters())
+        averages = [local_part(parameter) for parameter in self.teacher.parameters()]
+        current = [local_part(parameter) for parameter in self.student.parameters()]
         if isinstance(momentum, Tensor):
             for average, value in zip(averages, current, strict=True):
                 average.lerp_(value, 1 - momentum)

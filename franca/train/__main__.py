@@ -11,6 +11,7 @@ from franca.config import ConfigError, dump_config
 from franca.data.errors import DataError
 from franca.data.sources import SOURCES
 from franca.devices import choose_device, choose_precision
+from franca.distributed import is_main, local_rank, on_main, process_group, world_size
 from franca.eval.online import OnlineKNN
 from franca.eval.parts import split_in_two
 from franca.hub.checkpoint import CheckpointError
@@ -26,6 +27,7 @@ examples:
   python -m franca.train --config configs/recipes/quickstart.yaml
   python -m franca.train --config configs/pretrain/vitb14_in21k.yaml data.path=/data/images output=runs/mine
   python -m franca.train --config configs/recipes/quickstart.yaml steps=500 optimizer.lr=3e-4 --dry-run
+  torchrun --nproc-per-node 8 -m franca.train --config configs/pretrain/vitl14_in21k.yaml data.path=/data/images
 
 The same command continues a run that was stopped, at any moment and by any means.
 --dry-run prints every key with its value; training.md explains them.
@@ -63,6 +65,18 @@ def build_evaluation(config: TrainConfig) -> Evaluate | None:
         )
 
 
+def train(config: TrainConfig) -> None:
+    """The run itself, in a process group where several processes were launched."""
+    device = choose_device(config.device)
+    with process_group(device.type, config.parallel.timeout_minutes):
+        choose_device(config.device, local_rank() if world_size() > 1 else None)
+        if not is_main():
+            logging.getLogger().setLevel(logging.ERROR)  # rank 0 says it
+        built: list[Evaluate | None] = []
+        on_main(lambda: built.append(build_evaluation(config)))
+        Trainer(config, built[0] if built else None).run()
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Command line of this module."""
     parser = argparse.ArgumentParser(
@@ -97,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.dry_run:
             dry_run(config)
         else:
-            Trainer(config, build_evaluation(config)).run()
+            train(config)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.signal_number

@@ -19,8 +19,10 @@ from franca.train.files import held, replace_text
 # Keys, and groups of keys, that may differ when a run is continued: they don't change what is learned.
 OPERATIONAL = (
     *("output", "device", "data.workers", "data.prefetch", "data.start_method", "data.max_broken_share"),
-    *("checkpoint", "evaluation", "monitor", "recovery", "log"),
+    *("checkpoint", "evaluation", "monitor", "recovery", "parallel", "log"),
 )
+# Their product, the effective batch, is what counts.
+BATCH = ("data.batch_size", "accumulate", "world_size")
 
 
 def build_backbone(config: TrainConfig, drop_path_rate: float) -> VisionTransformer:
@@ -120,7 +122,12 @@ def sole_owner(config: TrainConfig, output: Path) -> Iterator[None]:
 
 
 def _require_same_run(config: TrainConfig, recorded: Path) -> None:
-    old, new = flatten(load_config(recorded)), flatten(config)
+    earlier = load_config(recorded)
+    old, new = (
+        {key: value for key, value in flatten(run).items() if key not in BATCH}
+        | {"effective batch": run.effective_batch}
+        for run in (earlier, config)
+    )
     differing = [key for key in new if old.get(key) != new[key] and not _is_operational(key)]
     if differing:
         rows = "\n".join(f"  {key}: there {old.get(key)!r}, here {new[key]!r}" for key in differing)

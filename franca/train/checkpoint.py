@@ -2,6 +2,9 @@
 
 A state is written by ``torch.distributed.checkpoint`` into a hidden folder, listed in ``manifest.json`` with the size
 of every file, and only then renamed to ``step_0001000``: a kill at any moment leaves the earlier states untouched.
+
+Every rank writes its own files; rank 0 makes the folder, the manifest and the name, after all of them. Tensors are
+saved as what they are, not as who held which part: any number of ranks reads them.
 """
 
 import json
@@ -10,8 +13,8 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,12 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from franca.distributed import cpu_group, is_main, on_main
 from franca.hub.checkpoint import CheckpointError
 from franca.train.files import sync
 
+# One process is an ordinary case here. For good, because a save in the background meets it in a thread of its own.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
@@ -36,6 +42,7 @@ class CheckpointConfig:
     every: int = 1000  # steps
     keep_last: int = 2  # newest states kept
     keep_every: int = 0  # steps: states at multiples of this are kept for good; 0: none
+    asynchronous: bool = True  # write while training goes on, from a copy in the CPU's memory
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep_last < 1 or self.keep_every < 0:
@@ -50,42 +57,109 @@ class CheckpointConfig:
             )
 
 
+UseFolder = Callable[[Path], None]
+
+
 class CheckpointFolder:
-    """The ``checkpoints/`` folder of a run."""
+    """The ``checkpoints/`` folder of a run. With several ranks, all call the methods that save and load, together."""
 
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
         self.folder = folder
         self.config = config
+        self._group = cpu_group()  # of its own: a save in the background must not mix with what training sends
+        self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._running: Future[None] | None = None
 
-    def save(self, step: int, state: dict[str, Any], write_extra: Callable[[Path], None]) -> Path:
+    def save(self, step: int, state: dict[str, Any], write_extra: UseFolder, announce: UseFolder | None = None) -> Path:
         """Write ``state`` (nested dictionary of tensors) as ``step_<step>`` and drop what need not be kept.
 
-        ``write_extra(folder)`` adds files of its own (the teacher) before the state becomes visible.
+        ``write_extra(folder)`` adds files of its own (the teacher) before the state becomes visible, ``announce(path)``
+        is called once it is; both on rank 0 alone.
 
         Raises:
             CheckpointError: the disk is full or can't be written; earlier states are untouched.
         """
-        target = self.folder / f"step_{step:07d}"
-        unfinished = self.folder / f".{target.name}{UNFINISHED}"
+        unfinished = self._open(step)
         try:
-            self._clear_unfinished()
-            unfinished.mkdir(parents=True)
-            with _single_process():
-                dcp.save(state, checkpoint_id=unfinished)
+            dcp.save(state, checkpoint_id=unfinished, process_group=self._group)
+        except (OSError, dcp.CheckpointException, RuntimeError) as error:
+            raise self._failed(step, error) from error
+        on_main(lambda: self._complete(step, write_extra, announce))
+        return self.folder / _name(step)
+
+    def begin(self, step: int, state: dict[str, Any], write_extra: UseFolder, announce: UseFolder) -> None:
+        """As :meth:`save`, but return once ``state`` is copied; :meth:`finish` says how it went. One at a time.
+
+        Raises:
+            CheckpointError: the folder can't be made, or an earlier save failed.
+        """
+        self.finish()
+        unfinished = self._open(step)
+        written = dcp.async_save(state, checkpoint_id=unfinished, process_group=self._group)
+        assert isinstance(written, Future)
+        self._running = self._background.submit(self._complete_later, step, written, write_extra, announce)
+
+    def finish(self) -> None:
+        """Wait for the save in the background, if there is one. Raises CheckpointError, on all ranks, if it failed."""
+        running, self._running = self._running, None
+        if running is None:
+            return
+        error = running.exception()
+        on_main(lambda: _raise(error))
+        _raise(error)
+
+    def settle(self) -> None:
+        """Wait for the save in the background, however it ends, without the other ranks."""
+        if self._running is not None:
+            self._running.exception()
+
+    def _open(self, step: int) -> Path:
+        """A new hidden folder for the state of ``step``."""
+        unfinished = self.folder / f".{_name(step)}{UNFINISHED}"
+
+        def make() -> None:
+            try:
+                self._clear_unfinished()
+                unfinished.mkdir(parents=True)
+            except OSError as error:
+                raise self._failed(step, error) from error
+
+        on_main(make)
+        return unfinished
+
+    def _complete_later(self, step: int, written: Future[Any], write_extra: UseFolder, announce: UseFolder) -> None:
+        """Rank 0's part once every rank has written: torch's coordinator, rank 0, ends last."""
+        try:
+            written.result()
+        except (OSError, dcp.CheckpointException, RuntimeError) as error:
+            raise self._failed(step, error) from error
+        if is_main():
+            self._complete(step, write_extra, announce)
+
+    def _complete(self, step: int, write_extra: UseFolder, announce: UseFolder | None) -> None:
+        """Add the other files and the manifest, give the folder its name, drop what need not be kept."""
+        target = self.folder / _name(step)
+        unfinished = self.folder / f".{_name(step)}{UNFINISHED}"
+        try:
             write_extra(unfinished)
             _write_manifest(unfinished, step)
             if target.exists():  # damaged, else the run would have continued from it
                 shutil.rmtree(target)
             os.replace(unfinished, target)
             sync(self.folder)
-        except (OSError, dcp.CheckpointException, RuntimeError) as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            reason = _root_cause(error)
-            raise CheckpointError(
-                f"could not save step {step} to {target}: {reason}; earlier states are kept"
-            ) from error
+            if announce is not None:
+                announce(target)
+        except (OSError, RuntimeError) as error:
+            raise self._failed(step, error) from error
         self._prune(step)
-        return target
+
+    def _failed(self, step: int, error: BaseException) -> CheckpointError:
+        """The error to raise; what was written of the state is gone."""
+        if is_main():
+            shutil.rmtree(self.folder / f".{_name(step)}{UNFINISHED}", ignore_errors=True)
+        return CheckpointError(
+            f"could not save step {step} to {self.folder / _name(step)}: {_root_cause(error)}; earlier states are kept"
+        )
 
     def latest(self) -> Path | None:
         """The newest state whose files are all there in full; damaged ones are passed over with a warning."""
@@ -107,8 +181,7 @@ class CheckpointFolder:
             saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
             shapes = {name: tuple(entry.size) for name, entry in saved.items() if hasattr(entry, "size")}
             _require_same_tensors(path, shapes, {name: tuple(t.shape) for name, t in leaves(state).items()})
-            with _single_process():
-                dcp.load(state, checkpoint_id=path)
+            dcp.load(state, checkpoint_id=path, process_group=self._group)
         except CheckpointError:
             raise
         except (Exception, dcp.CheckpointException) as error:  # unpickling raises whatever the damage makes of it
@@ -139,6 +212,15 @@ class CheckpointFolder:
     def _clear_unfinished(self) -> None:
         for path in self.folder.glob(f".step_*{UNFINISHED}"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _name(step: int) -> str:
+    return f"step_{step:07d}"
+
+
+def _raise(error: BaseException | None) -> None:
+    if error is not None:
+        raise error
 
 
 def leaves(node: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
@@ -192,11 +274,3 @@ def _root_cause(error: BaseException) -> str:
         link = link.__cause__ or link.__context__
     words = str(link or first).strip().splitlines()
     return words[-1] if words else type(first).__name__
-
-
-@contextmanager
-def _single_process() -> Iterator[None]:
-    """Silence the note that no process group is there: one process is an ordinary case here."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        yield

@@ -1,6 +1,6 @@
 """The whole configuration of a pretraining run: typed defaults <- YAML file <- ``key=value`` on the command line."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from franca.train.checkpoint import CheckpointConfig
 from franca.train.logger import LogConfig
 from franca.train.monitor import MonitorConfig
 from franca.train.optimizer import OptimizerConfig
+from franca.train.parallel import ParallelConfig
 from franca.train.recovery import RecoveryConfig
 from franca.train.schedules import Schedules, TeacherConfig
 
@@ -108,6 +109,7 @@ class TrainConfig:
     seed: int = 0
     steps: int = 625_000  # optimizer steps
     accumulate: int = 1  # micro-batches per step; Sinkhorn runs over all of them together
+    world_size: int = 0  # processes that the run needs; 0: as many as torchrun or SLURM started
     device: str = "auto"  # auto, or any torch device: cpu, cuda, mps
     precision: str = "auto"  # auto (bf16 where the device has it) | bf16 | fp32
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -120,12 +122,15 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.world_size < 0:
+            raise ConfigError(f"world_size={self.world_size} must not be negative; 0 takes as many as there are")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed={self.seed} must lie in [0, 2**32)")
         if self.precision not in ("auto", "bf16", "fp32"):
@@ -164,8 +169,17 @@ class TrainConfig:
 
     @property
     def effective_batch(self) -> int:
-        """Images per optimizer step."""
-        return self.data.batch_size * self.accumulate
+        """Images per optimizer step, over all processes; of one process while their number is open."""
+        return self.data.batch_size * self.accumulate * max(self.world_size, 1)
+
+    def for_ranks(self, ranks: int) -> "TrainConfig":
+        """The same run on ``ranks`` processes. Raises ConfigError when it asks for another number."""
+        if self.world_size not in (0, ranks):
+            raise ConfigError(
+                f"world_size={self.world_size}, but the number of processes started is {ranks}: start that many "
+                f"(torchrun --nproc-per-node {self.world_size} -m franca.train …), or set world_size=0"
+            )
+        return replace(self, world_size=ranks)
 
 
 def load_config(file: str | Path | None = None, overrides: list[str] | None = None) -> TrainConfig:

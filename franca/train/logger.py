@@ -183,6 +183,10 @@ class RunLogger:
         for tracker in self.trackers:
             tracker.write(line)
 
+    def flush(self) -> None:
+        """Every line onto the disk. Raises OSError."""
+        self.metrics.flush()
+
     def go_back(self, step: int) -> None:
         """Forget what was written after ``step``: the run returns there."""
         self.metrics.drop_after(step)
@@ -204,3 +208,25 @@ class RunLogger:
     def say(self, message: str) -> None:
         """Print a message that stays above the bar."""
         self.console.print(message, markup=False, soft_wrap=True)
+
+
+class SilentLogger:
+    """What the ranks that don't speak use in place of a :class:`RunLogger`."""
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def go_back(self, step: int) -> None:
+        """Nothing."""
+
+    def advance(self, step: int) -> None:
+        """Nothing."""
+
+    def show(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def say(self, message: str) -> None:
+        """Nothing."""

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
+from franca.distributed import local_part, norms_over_shards
 from franca.train.schedules import CosineSchedule, StepValues
 
 
@@ -134,10 +136,17 @@ def apply_schedules(optimizer: torch.optim.Optimizer, values: StepValues) -> Non
         group["weight_decay"] = rule.weight_decay_multiplier * values.weight_decay
 
 
-def clip_gradients(parts: Iterable[nn.Module], limit: float) -> Tensor:
-    """Scale each part's gradient to a norm of at most ``limit`` (0: leave it); norms before clipping, one per part."""
-    largest = limit if limit > 0 else math.inf
-    return torch.stack([torch.nn.utils.clip_grad_norm_(part.parameters(), largest) for part in parts])
+def clip_gradients(parts: Iterable[nn.Module], limit: float, mesh: DeviceMesh | None = None) -> Tensor:
+    """Scale each part's gradient to a norm of at most ``limit`` (0: leave it); norms before clipping, one per part.
+
+    mesh: of the ranks among which the parts are sharded; the norms are those of the whole gradients, on every rank.
+    """
+    gradients = [[local_part(p.grad) for p in part.parameters() if p.grad is not None] for part in parts]
+    norms = norms_over_shards(torch.stack([torch.nn.utils.get_total_norm(part) for part in gradients]), mesh)
+    if limit > 0:
+        for part, factor in zip(gradients, (limit / (norms + 1e-6)).clamp(max=1.0), strict=True):
+            torch._foreach_mul_(part, factor)
+    return norms
 
 
 def step_if_finite(optimizer: torch.optim.AdamW, finite: Tensor) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from franca.data.loader import SkipLog
+from franca.distributed import is_main, largest_over_ranks, local_part, sum_over_ranks
 from franca.objective import StudentTeacher
 from franca.train.checkpoint import leaves
 from franca.train.meter import Meter
@@ -21,15 +22,17 @@ class TrainingState:
     meter: Meter
     skipped: SkipLog
     step: int = 0  # optimizer steps done
-    batch: int = 0  # micro-batches drawn: the position in the data
+    batch: int = 0  # micro-batches drawn by every rank: the position in the data
+    images_per_batch: int = 1  # in one micro-batch of all ranks; the saved position counts images
 
     def tensors(self) -> dict[str, Any]:
-        """The state; parameters, moments and sums are the live tensors, not copies."""
+        """The state; parameters, moments and sums are the live tensors, not copies. All ranks must call."""
+        loads, broken = sum_over_ranks([self.skipped.loads, self.skipped.broken])
         numbers = {
             "step": self.step,
-            "batch": self.batch,
-            "files_read": self.skipped.loads,
-            "files_broken": self.skipped.broken,
+            "images_drawn": self.batch * self.images_per_batch,
+            "files_read": loads,
+            "files_broken": broken,
         }
         return {
             "student": self.pair.student.state_dict(),
@@ -46,10 +49,13 @@ class TrainingState:
             self.pair.student, self.optimizer, {"state": tensors["optimizer"], "param_groups": groups}
         )
         progress = {name: int(number) for name, number in tensors["progress"].items()}
-        self.step, self.batch = progress["step"], progress["batch"]
-        self.skipped.loads, self.skipped.broken = progress["files_read"], progress["files_broken"]
+        self.step, self.batch = progress["step"], progress["images_drawn"] // self.images_per_batch
+        counted = progress["files_read"], progress["files_broken"]
+        self.skipped.loads, self.skipped.broken = counted if is_main() else (0, 0)  # they are summed over ranks
 
     def is_finite(self) -> bool:
-        """Whether every number in the state is finite; waits for the device."""
-        verdicts = [torch.isfinite(t).all() for t in leaves(self.tensors()).values() if t.is_floating_point()]
-        return bool(torch.stack([verdict.to(verdicts[0].device) for verdict in verdicts]).all())
+        """Whether every number in the state is finite, on all ranks; waits for the device."""
+        tensors = [local_part(tensor) for tensor in leaves(self.tensors()).values()]
+        verdicts = [torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()]
+        here = bool(torch.stack([verdict.to(verdicts[0].device) for verdict in verdicts]).all())
+        return largest_over_ranks(int(not here)) == 0

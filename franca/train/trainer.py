@@ -1,72 +1,104 @@
 """The pretraining loop: schedules, steps, and everything that keeps a long run alive."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from franca.data.batch import PretrainBatch
 from franca.data.loader import PretrainLoader
 from franca.devices import choose_device, choose_precision, compute_in
+from franca.distributed import (
+    gather_rows,
+    is_main,
+    largest_over_ranks,
+    local_rank,
+    logsumexp_over_ranks,
+    mean_over_ranks,
+    on_main,
+    rank,
+    sum_over_ranks,
+    world_size,
+)
 from franca.hub.checkpoint import CheckpointError, save_teacher
 from franca.metrics import read_metrics
 from franca.objective import LossReport, PretrainingObjective, Targets
+from franca.train.announcement import opening_lines
 from franca.train.build import (
+    build_backbone,
     build_pair,
     build_source,
     claim_run_folder,
     describe_teacher,
     flatten,
+    refused_as,
     sole_owner,
 )
 from franca.train.checkpoint import CheckpointFolder
 from franca.train.config import TrainConfig
 from franca.train.files import publish
-from franca.train.logger import RunLogger
+from franca.train.logger import RunLogger, SilentLogger
 from franca.train.meter import Meter
 from franca.train.monitor import Monitor
 from franca.train.optimizer import apply_schedules, build_optimizer, clip_gradients, step_if_finite
+from franca.train.parallel import parallelize, whole_state
+from franca.train.quantities import PARTS, loss_values, metric_names
 from franca.train.recovery import NonFiniteLoss, StepGuard
 from franca.train.state import TrainingState
 from franca.train.stopping import Interrupted, StopRequest
 
-PARTS = ("backbone", "dino_head", "ibot_head")  # clipped one by one, as the original does
-TERMS = ("crop_local", "crop_global", "koleo", "patch")
-LEVELLED = ("crop_local", "crop_global", "patch")
-SMALLEST_TESTED_BATCH = 32  # the quickstart's
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
 
 class Trainer:
-    """A pretraining run from its configuration to its last checkpoint.
+    """A pretraining run from its configuration to its last checkpoint; one of several, when a process group is there.
 
     Args:
         config: the whole configuration.
-        evaluate: called with the teacher's backbone every ``evaluation.every`` steps; returns named scores.
+        evaluate: called with the teacher's backbone every ``evaluation.every`` steps; returns named scores. Only that
+            of rank 0 counts.
     """
 
     def __init__(self, config: TrainConfig, evaluate: Evaluate | None = None) -> None:
-        self.config = config
+        self.config = config = config.for_ranks(world_size())
         self.evaluate = evaluate
-        self.device = choose_device(config.device)
+        self.evaluates = on_main(lambda: evaluate is not None)
+        self.device = choose_device(config.device, local_rank() if world_size() > 1 else None)
         self.precision = choose_precision(config.precision, self.device)
         self.source = build_source(config)
         pin_memory = self.device.type != "cpu"
-        self.loader = PretrainLoader(self.source, config.data, config.seed, config.model.patch_size, pin_memory)
-        self.pair = build_pair(config).to(self.device)
-        self.objective = PretrainingObjective(self.pair, config.objective)
+        self.loader = PretrainLoader(
+            self.source,
+            config.data,
+            config.seed,
+            config.model.patch_size,
+            pin_memory,
+            *((rank(), world_size()) if world_size() > 1 else ()),
+        )
+        self.pair = build_pair(config)
+        with refused_as("parallel"):
+            self.mesh = parallelize(self.pair, config.parallel, self.device, self.precision)
+        self.objective = PretrainingObjective(self.pair, config.objective, logsumexp_over_ranks, gather_rows)
         self.optimizer = build_optimizer(self.pair.student, len(self.pair.student.backbone.blocks), config.optimizer)
         self.schedules = config.schedules()
-        names = self._metric_names()
+        names = metric_names(len(config.heads.nesting))
         self.meter = Meter(names, self.device)
         self.guard = StepGuard(names, self.device)
-        self.state = TrainingState(self.pair, self.optimizer, self.meter, self.loader.skipped)
+        self.state = TrainingState(
+            self.pair,
+            self.optimizer,
+            self.meter,
+            self.loader.skipped,
+            images_per_batch=config.data.batch_size * world_size(),
+        )
         self.rollbacks = 0
         self.stop = StopRequest()
-        self.output = claim_run_folder(config)
+        self.log: RunLogger | SilentLogger = SilentLogger()
+        self.output = on_main(lambda: claim_run_folder(config))
         self.checkpoints = CheckpointFolder(self.output / "checkpoints", config.checkpoint)
 
     def run(self) -> None:
@@ -78,18 +110,21 @@ class Trainer:
             CheckpointError: the first or last state of the run can't be saved, or a saved one doesn't fit.
         """
         config = self.config
-        with sole_owner(config, self.output), self.stop:
-            newest = self.checkpoints.latest()
+        with ExitStack() as stack:
+            on_main(lambda: stack.enter_context(sole_owner(config, self.output)))
+            stack.enter_context(self.stop)
+            stack.callback(self.checkpoints.settle)
+            newest = on_main(self.checkpoints.latest)
             if newest is not None:
                 self._restore(newest)
-                publish(newest / "teacher.pth", self.output / "teacher.pth")  # a kill may have held it back
-            with RunLogger(self.output, config.log, config.steps, self.state.step, flatten(config)) as self.log:
-                self.monitor = self._recall_monitor()
-                self._announce(newest)
-                if newest is None:
-                    self._save(required=True)
-                self._loop()
-                self.log.say(f"done: {config.steps} steps; teacher in {self.output / 'teacher.pth'}")
+                on_main(lambda: self._publish_teacher(newest))  # a kill may have held it back
+            on_main(lambda: self._open_log(stack))
+            self._recall_monitor()
+            self._announce(newest)
+            if newest is None:
+                self._save(required=True)
+            self._loop()
+            self.log.say(f"done: {config.steps} steps; teacher in {self.output / 'teacher.pth'}")
 
     def _loop(self) -> None:
         batches = self.loader.batches(self.state.batch)
@@ -99,8 +134,8 @@ class Trainer:
                 drawn = [next(batches).to(self.device) for _ in range(self.config.accumulate)]
             targets, report = self.step(drawn)
             self.log.advance(self.state.step)
-            # Read once: a signal that comes during what follows stops the run after the next step.
-            stopped_by = self.stop.signal_number
+            # Read once: a signal that comes during what follows stops the run after the next step. One stops all ranks.
+            stopped_by = largest_over_ranks(self.stop.signal_number or 0) or None
             with self.meter.paused():
                 trouble = self._after_step(targets, report, stopping=stopped_by is not None)
             if trouble:
@@ -116,19 +151,21 @@ class Trainer:
         self.state.batch += len(batches)
         values = self.schedules(self.state.step)
         apply_schedules(self.optimizer, values)
-        # Stochastic depth is a function of (seed, position in the data), as the crops are: nothing to save or restore.
-        torch.manual_seed(self.config.seed * 1_000_003 + self.state.batch)
+        # Stochastic depth is a function of (seed, position in the data, rank): nothing to save or restore.
+        torch.manual_seed(self.config.seed * 1_000_003 + self.state.batch + (rank() << 48))
         with compute_in(self.precision, self.device):
             targets = self.objective.assign(batches, values.teacher_temperature)
-        losses = torch.zeros_like(self.meter.sums[: -len(PARTS)])
+        losses = []
         for batch, target in zip(batches, targets, strict=True):
             with compute_in(self.precision, self.device):
                 report = self.objective.student_loss(batch, target)
             (report.total / len(batches)).backward()
-            losses += self._losses(report) / len(batches)
-        norms = clip_gradients((getattr(self.pair.student, part) for part in PARTS), self.config.optimizer.clip_grad)
+            losses.append(loss_values(report))
+        parts = [getattr(self.pair.student, part) for part in PARTS]
+        norms = clip_gradients(parts, self.config.optimizer.clip_grad, self.mesh)
         self.state.step += 1
-        quantities = torch.cat([losses, norms])
+        # The same on every rank, and with it whether the step is taken and all that is decided later.
+        quantities = torch.cat([mean_over_ranks(torch.stack(losses).mean(dim=0)), norms])
         finite = self.guard.watch(quantities, self.state.step)
         step_if_finite(self.optimizer, finite)
         self.optimizer.zero_grad(set_to_none=True)
@@ -169,70 +206,97 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return every > 0 and self.state.step % every == 0
 
-    def _metric_names(self) -> list[str]:
-        levels = range(len(self.config.heads.nesting))
-        return [
-            "loss",
-            *TERMS,
-            *(f"{term}/{level}" for term in LEVELLED for level in levels),
-            *(f"gradient_norm/{part}" for part in PARTS),
-        ]
-
-    def _losses(self, report: LossReport) -> Tensor:
-        """Total, terms and levels as one vector, in the order of the names."""
-        terms = [report.total, *(report.terms[term] for term in TERMS)]
-        return torch.cat([torch.stack(terms), *(report.levels[term] for term in LEVELLED)]).detach().float()
-
     def _write_line(self) -> None:
         step = self.state.step
         line: dict[str, Any] = {"step": step, "images": step * self.config.effective_batch}
         line |= self.meter.read(self.config.effective_batch)
-        line |= asdict(self.schedules(step - 1)) | {"skipped_files": self.loader.skipped.broken}
+        line |= asdict(self.schedules(step - 1)) | {"skipped_files": sum_over_ranks([self.loader.skipped.broken])[0]}
         self.log.write(line)
         self.log.show(line)
 
     def _observe(self, targets: Targets, report: LossReport) -> None:
-        line = self.monitor.observe(self.state.step, targets, report)
-        self.log.write({"step": self.state.step} | line)
-        self.log.say(f"step {self.state.step}: {line['verdict']}: {line['verdict_reason']}")
+        """Rank 0 reads its own share of the batch."""
+        if is_main():
+            line = self.monitor.observe(self.state.step, targets, report)
+            self.log.write({"step": self.state.step} | line)
+            self.log.say(f"step {self.state.step}: {line['verdict']}: {line['verdict_reason']}")
 
     def _evaluate(self) -> None:
-        if self.evaluate is None:
+        if not self.evaluates:
             return
-        scores = self.evaluate(self.pair.teacher.backbone)
+        backbone = self._whole_backbone()
+        if self.evaluate is None or not is_main():
+            return
+        scores = self.evaluate(backbone)
         self.log.write({"step": self.state.step} | scores)
         self.log.say(f"step {self.state.step}: " + "  ".join(f"{name} {value:.1f}" for name, value in scores.items()))
+
+    def _whole_backbone(self) -> nn.Module:
+        """The teacher's backbone as rank 0 can use it alone."""
+        if self.mesh is None:
+            return self.pair.teacher.backbone
+        state = whole_state(self.pair.teacher.backbone)
+        with torch.random.fork_rng(devices=[]):
+            backbone = build_backbone(self.config, 0.0)
+        if is_main():
+            backbone.load_state_dict(state)
+        return backbone.to(self.device).eval()
 
     def _restore(self, path: Path) -> None:
         tensors = self.state.tensors()
         self.checkpoints.load(path, tensors)
         self.state.take_over(tensors)
 
-    def _recall_monitor(self) -> Monitor:
+    def _open_log(self, stack: ExitStack) -> None:
+        config = self.config
+        log = RunLogger(self.output, config.log, config.steps, self.state.step, flatten(config))
+        self.log = stack.enter_context(log)
+
+    def _recall_monitor(self) -> None:
         """A monitor that knows the readings written so far."""
-        past = [line["complaint"] for line in read_metrics(self.log.metrics.path) if "complaint" in line]
-        return Monitor(self.config.monitor, past, self.config.optimizer.warmup_steps)
+        past = read_metrics(self.output / "metrics.jsonl") if is_main() else []
+        complaints = [line["complaint"] for line in past if "complaint" in line]
+        self.monitor = Monitor(self.config.monitor, complaints, self.config.optimizer.warmup_steps)
 
     def _save(self, required: bool) -> None:
-        """Save; a failure is reported and tried again at the next save, unless this one is ``required``."""
+        """Save; a failure is reported and tried again at the next save, unless this one is ``required``.
+
+        A required one is waited for; others end in the background (``checkpoint.asynchronous``).
+        """
         step = self.state.step
         description = describe_teacher(self.config, self.pair, step, step * self.config.effective_batch)
+        self._end_earlier_save()
+        teacher = whole_state(self.pair.teacher)
 
         def write_teacher(folder: Path) -> None:
-            save_teacher(folder / "teacher.pth", self.pair.teacher.state_dict(), description)
+            save_teacher(folder / "teacher.pth", teacher, description)
 
+        wait = required or not self.config.checkpoint.asynchronous
+        save = self.checkpoints.save if wait else self.checkpoints.begin
         try:
-            self.log.metrics.flush()  # a saved state vouches for every line before it
-            saved = self.checkpoints.save(step, self.state.tensors(), write_teacher)
-            publish(saved / "teacher.pth", self.output / "teacher.pth")
+            on_main(self.log.flush)  # a saved state vouches for every line before it
+            save(step, self.state.tensors(), write_teacher, self._publish_teacher)
         except (CheckpointError, OSError) as error:
             if required:
                 raise
-            self.log.say(f"WARNING: {error}. Training goes on; the next save is tried as usual")
+            self._say_save_failed(error)
+
+    def _publish_teacher(self, saved: Path) -> None:
+        publish(saved / "teacher.pth", self.output / "teacher.pth")
+
+    def _end_earlier_save(self) -> None:
+        try:
+            self.checkpoints.finish()
+        except CheckpointError as error:
+            self._say_save_failed(error)
+
+    def _say_save_failed(self, error: Exception) -> None:
+        self.log.say(f"WARNING: {error}. Training goes on; the next save is tried as usual")
 
     def _roll_back(self, trouble: str) -> Iterator[PretrainBatch]:
         """Return to the newest good state, but go on with images that the failed stretch did not see."""
-        path, allowed = self.checkpoints.latest(), self.config.recovery.max_rollbacks
+        self._end_earlier_save()
+        path, allowed = on_main(self.checkpoints.latest), self.config.recovery.max_rollbacks
         failed_at, position = self.state.step, self.state.batch
         if path is None or self.rollbacks >= allowed:
             raise NonFiniteLoss(
@@ -244,8 +308,8 @@ class Trainer:
         self.state.batch = position
         self.rollbacks += 1
         self.guard.streak.zero_()
-        self.log.go_back(self.state.step)
-        self.monitor = self._recall_monitor()
+        on_main(lambda: self.log.go_back(self.state.step))
+        self._recall_monitor()
         self.log.say(
             f"step {failed_at}: going back to step {self.state.step} (return {self.rollbacks} of {allowed}), "
             f"on with other images: {trouble}"
@@ -253,19 +317,7 @@ class Trainer:
         return self.loader.batches(position)
 
     def _announce(self, resumed_from: Path | None) -> None:
-        config, batch = self.config, self.config.effective_batch
-        precision = "fp32" if self.precision is None else "bf16 autocast"
-        parameters = sum(parameter.numel() for parameter in self.pair.student.parameters())
-        self.log.say(
-            f"{config.model.arch}, {parameters / 1e6:.1f} M parameters with heads, on {self.device} in {precision}; "
-            f"{len(self.source)} images; effective batch {batch}, peak lr {config.optimizer.peak_lr(batch):.2e}"
-        )
+        for line in opening_lines(self.config, self.pair, self.device, self.precision, len(self.source)):
+            self.log.say(line)
         if resumed_from is not None:
             self.log.say(f"continuing from step {self.state.step} ({resumed_from})")
-        if batch < SMALLEST_TESTED_BATCH:
-            self.log.say(
-                f"WARNING: effective batch {batch} is below {SMALLEST_TESTED_BATCH}, the smallest that was tested; "
-                "raise data.batch_size or accumulate"
-            )
-        if torch.accelerator.device_count() > 1:
-            self.log.say(f"WARNING: {torch.accelerator.device_count()} accelerators are visible, this run uses one")

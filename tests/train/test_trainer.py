@@ -13,7 +13,8 @@ from franca.config import ConfigError
 from franca.data.batch import PretrainBatch
 from franca.devices import choose_device, choose_precision, compute_in
 from franca.train.config import TrainConfig
-from franca.train.trainer import LEVELLED, TERMS, Trainer
+from franca.train.quantities import LEVELLED, TERMS
+from franca.train.trainer import Trainer
 
 close = pytest.approx
 

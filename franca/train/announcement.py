@@ -1,0 +1,35 @@
+"""What a run says of itself when it starts."""
+
+import torch
+
+from franca.distributed import local_world_size, world_size
+from franca.objective import StudentTeacher
+from franca.train.config import TrainConfig
+
+SMALLEST_TESTED_BATCH = 32  # the quickstart's
+
+
+def opening_lines(
+    config: TrainConfig, pair: StudentTeacher, device: torch.device, precision: torch.dtype | None, images: int
+) -> list[str]:
+    """Network, place, data and batch; then warnings about a small batch and idle devices."""
+    batch = config.effective_batch
+    place = str(device) if world_size() == 1 else f"{world_size()} × {device.type} ({config.parallel.strategy})"
+    arithmetic = "fp32" if precision is None else "bf16 autocast"
+    parameters = sum(parameter.numel() for parameter in pair.student.parameters())
+    lines = [
+        f"{config.model.arch}, {parameters / 1e6:.1f} M parameters with heads, on {place} in {arithmetic}; "
+        f"{images} images; effective batch {batch}, peak lr {config.optimizer.peak_lr(batch):.2e}"
+    ]
+    if batch < SMALLEST_TESTED_BATCH:
+        lines.append(
+            f"WARNING: effective batch {batch} is below {SMALLEST_TESTED_BATCH}, the smallest that was tested; "
+            "raise data.batch_size or accumulate"
+        )
+    visible = torch.accelerator.device_count()
+    if device.type != "cpu" and visible > local_world_size():
+        lines.append(
+            f"WARNING: {visible} accelerators are visible, this run uses {local_world_size()}: start one process for "
+            f"each, torchrun --nproc-per-node {visible} -m franca.train …"
+        )
+    return lines

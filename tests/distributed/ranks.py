@@ -1,0 +1,107 @@
+"""Real processes that form a group, and one global batch dealt to any number of them."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from franca.data.batch import Crops, PretrainBatch, Sample, collate
+from franca.data.masking import MaskConfig
+from franca.data.skip_log import SkipLog
+from franca.distributed import process_group, rank, world_size
+
+IMAGES, PATCH, GLOBAL, LOCAL = 8, 14, 56, 28  # images of a global micro-batch; sides in pixels
+MASKS = MaskConfig(probability=0.5)
+
+
+def on_ranks(number: int, folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """``work(*arguments)`` in ``number`` processes of one group; what each returned, in rank order."""
+    # One server imports everything once; processes are forked from it, which is quicker than starting each anew.
+    multiprocessing.set_forkserver_preload(["franca.train.__main__", "torch.distributed.fsdp"])
+    folder.mkdir(parents=True, exist_ok=True)
+    mp.start_processes(
+        _enter, (number, free_port(), str(folder), work, arguments), nprocs=number, start_method="forkserver"
+    )
+    return [torch.load(folder / f"rank{place}.pt", weights_only=True) for place in range(number)]
+
+
+def _enter(
+    place: int, number: int, port: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    os.environ |= launched(place, number, port)
+    with process_group("cpu", timeout_minutes=2):
+        torch.save(work(*arguments), f"{folder}/rank{place}.pt")
+
+
+def launched(place: int, number: int, port: int) -> dict[str, str]:
+    """What torchrun sets for a process of one machine."""
+    ranks = {"RANK": place, "LOCAL_RANK": place, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
+    return {name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class DealtBatches:
+    """In place of PretrainLoader: batch n of ``IMAGES`` images, a function of n, of which every rank gets its share."""
+
+    def __init__(self, *_: Any) -> None:
+        self.rank, self.world_size = rank(), world_size()
+        self.skipped = SkipLog(1.0, IMAGES)
+
+    def batches(self, start: int = 0) -> Iterator[PretrainBatch]:
+        """This rank's shares of batches start, start + 1, …"""
+        number = start
+        while True:
+            yield share(global_batch(number), self.rank, self.world_size)
+            number += 1
+
+
+def global_batch(number: int) -> PretrainBatch:
+    """Crops of noise with a mean of their own, in the default floating type."""
+    generator = torch.Generator().manual_seed(number)
+
+    def crops(side: int) -> list[Tensor]:
+        return [
+            torch.randn(3, side, side, generator=generator) + torch.randn(3, 1, 1, generator=generator) for _ in "ab"
+        ]
+
+    samples = [Sample(Crops(crops(GLOBAL), crops(LOCAL)), number * IMAGES + place) for place in range(IMAGES)]
+    return collate(samples, MASKS.build((GLOBAL // PATCH, GLOBAL // PATCH)), MASKS, generator)
+
+
+def share(batch: PretrainBatch, place: int, number: int) -> PretrainBatch:
+    """The rank's images with the masks they have in the whole batch; rows of patches padded to those of the whole."""
+    each = batch.n_images // number
+
+    def own(crops: Tensor) -> Tensor:
+        """(n * B, ...) -> (n * B / number, ...), crop-major both."""
+        return crops.unflatten(0, (-1, batch.n_images))[:, place * each : (place + 1) * each].flatten(0, 1)
+
+    masks = own(batch.masks)
+    found = masks.flatten().nonzero().squeeze(1)
+    padding = len(batch.mask_indices) - len(found)
+    assert batch.local_crops is not None
+    kind = torch.get_default_dtype()
+    weights = (1.0 / masks.sum(dim=1).to(kind))[found // masks.shape[1]]
+    return PretrainBatch(
+        global_crops=own(batch.global_crops).to(kind),
+        local_crops=own(batch.local_crops).to(kind),
+        masks=masks,
+        mask_indices=torch.cat([found, found.new_zeros(padding)]),
+        mask_weights=torch.cat([weights, weights.new_zeros(padding)]),
+        mask_valid=torch.arange(len(found) + padding) < len(found),
+        n_images=each,
+        sample_numbers=batch.sample_numbers[place * each : (place + 1) * each],
+    )
