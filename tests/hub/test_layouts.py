@@ -11,31 +11,10 @@ from torch import Tensor
 
 from franca.hub import CheckpointError, load_model
 from franca.hub.architecture import name_architecture
-from franca.hub.layouts import build, build_rasa, rasa_depth, recognise, recognise_rasa, split
+from franca.hub.layouts import build, recognise, split
 from franca.hub.names import chunk_blocks
 from franca.models import BACKBONES, RASAHead, VisionTransformer
-
-State = dict[str, Tensor]
-SMALL = {"img_size": 42, "embed_dim": 24, "depth": 4, "num_heads": 2}
-IMAGES = torch.randn(1, 3, 56, 42, generator=torch.Generator().manual_seed(0))
-
-
-def network(**options: Any) -> VisionTransformer:
-    """A small network whose every parameter matters, with the class token and positions far from zero."""
-    model = VisionTransformer(**(SMALL | options))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.1, 0.2, generator=generator)
-    return model.eval()
-
-
-def prefixed(prefix: str, state: State) -> State:
-    return {prefix + name: tensor for name, tensor in state.items()}
-
-
-HEAD = {"last_layer.weight_g": torch.ones(5, 1), "last_layer.weight_v": torch.ones(5, 4)}
-OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
+from tests.hub.networks import HEAD, IMAGES, OPTIMIZER, SMALL, State, network, prefixed
 
 
 def other(state: State) -> State:
@@ -174,76 +153,6 @@ class TestRecordedUpstream:
                 torch.testing.assert_close(loaded(IMAGES), model(IMAGES), rtol=0, atol=0)
 
 
-class TestResampling:
-    """How positions are resampled is no tensor: it follows from who wrote the file."""
-
-    @pytest.mark.parametrize(
-        ("wrap", "registers", "expected"),
-        [
-            (lambda s: s, 0, ("dinov2", 0.1, False)),
-            (lambda s: s, 4, ("dinov2", 0.0, True)),
-            (lambda s: {"teacher": s}, 0, ("upstream", 0.1, False)),
-            (lambda s: {"teacher": s}, 4, ("upstream", 0.1, False)),
-            (chunk_blocks, 0, ("upstream", 0.1, False)),
-        ],
-    )
-    def test_conventions(self, wrap, registers, expected) -> None:
-        found = recognise(wrap(network(num_register_tokens=registers).state_dict()), "a test", num_heads=2)
-        resampling = (found.config["interpolate_offset"], found.config["interpolate_antialias"])
-        assert (found.layout, *resampling) == expected
-
-    @pytest.mark.parametrize("registers", [0, 4])
-    @pytest.mark.parametrize("swiglu", [False, True])
-    def test_transformers_gives_the_same_features_on_every_grid(self, registers, swiglu, tmp_path) -> None:
-        transformers = pytest.importorskip("transformers")
-        kind = "Dinov2WithRegisters" if registers else "Dinov2"
-        config = getattr(transformers, f"{kind}Config")(
-            hidden_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=3,
-            image_size=56,
-            patch_size=14,
-            use_swiglu_ffn=swiglu,
-            **({"num_register_tokens": registers} if registers else {}),
-        )
-        model = getattr(transformers, f"{kind}Model")(config).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.normal_(0.1, 0.2)
-        model.save_pretrained(tmp_path)
-        loaded = load_model(checkpoint=tmp_path)
-        for size in ((56, 56), (84, 70), (28, 42)):
-            images = torch.randn(1, 3, *size)
-            with torch.no_grad():
-                theirs = model(images).last_hidden_state
-                ours = loaded.forward_features(images)
-            torch.testing.assert_close(ours["x_norm_clstoken"], theirs[:, 0], rtol=0, atol=2e-5)
-            torch.testing.assert_close(ours["x_norm_patchtokens"], theirs[:, 1 + registers :], rtol=0, atol=2e-5)
-
-    @pytest.mark.parametrize("registers", [0, 4])
-    def test_timm_gives_the_same_features_on_every_grid(self, registers) -> None:
-        timm = pytest.importorskip("timm")
-        model = timm.create_model(
-            f"vit_base_patch14_{'reg4_' if registers else ''}dinov2",
-            img_size=56,
-            embed_dim=24,
-            depth=2,
-            num_heads=3,
-            dynamic_img_size=True,
-        ).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.normal_(0.1, 0.2)
-        loaded = load_model(checkpoint=model.state_dict(), num_heads=3)
-        for size in ((56, 56), (84, 70), (28, 42)):
-            images = torch.randn(1, 3, *size)
-            with torch.no_grad():
-                theirs = model.forward_features(images)
-                ours = loaded.forward_features(images)
-            torch.testing.assert_close(ours["x_norm_clstoken"], theirs[:, 0], rtol=0, atol=2e-5)
-            torch.testing.assert_close(ours["x_norm_patchtokens"], theirs[:, 1 + registers :], rtol=0, atol=2e-5)
-
-
 class TestFilledIn:
     def test_a_plain_vit(self) -> None:
         """Neither layer scale nor mask token, as DINO's first weights: the scales are ones, and both are noted."""
@@ -263,67 +172,6 @@ class TestFilledIn:
         del state["blocks.1.ls1.gamma"]
         with pytest.raises(CheckpointError, match=r"missing     blocks\.1\.ls1\.gamma"):
             load_model(checkpoint=state, num_heads=2)
-
-
-class TestRASA:
-    @pytest.mark.parametrize("layers", [0, 1, 8, 9, 12])
-    @pytest.mark.parametrize("prefix", ["", "rasa_head.", "module.rasa_head.", "backbone.rasa_head.", "module."])
-    def test_any_number_of_earlier_layers_under_any_prefix(self, layers, prefix) -> None:
-        head = RASAHead(24, layers)
-        rasa = recognise_rasa(prefixed(prefix, head.state_dict()), "a test")
-        assert rasa_depth(rasa) == layers
-        features = torch.randn(2, 5, 24)
-        torch.testing.assert_close(build_rasa(rasa, 24, "a test")(features), head(features), rtol=0, atol=0)
-
-    def test_recorded_heads(self, parity_dir) -> None:
-        for recorded in json.loads((parity_dir / "keys.json").read_text())["rasa_head"].values():
-            state = {name: torch.zeros(shape) for name, shape in recorded["keys"].items()}
-            head = build_rasa(recognise_rasa({"teacher": state}, "keys.json"), 768, "keys.json")
-            assert {name: list(tensor.shape) for name, tensor in head.state_dict().items()} == recorded["keys"]
-
-    def test_inside_a_checkpoint_it_is_attached_when_asked(self) -> None:
-        model = network()
-        model.rasa_head = RASAHead(24, 3)
-        content = {"teacher": prefixed("backbone.", model.state_dict())}
-        assert load_model(checkpoint=content, num_heads=2).rasa_head is None
-        loaded = load_model(checkpoint=content, num_heads=2, use_rasa_head=True)
-        features = [each.forward_features(IMAGES, use_rasa_head=True)["patch_token_rasa"] for each in (loaded, model)]
-        torch.testing.assert_close(*features, rtol=0, atol=0)
-        assert not loaded.rasa_head.training
-
-    def test_from_a_file_of_its_own(self, tmp_path) -> None:
-        head = RASAHead(24, 2)
-        torch.save(head.state_dict(), tmp_path / "my_rasa.pth")
-        state = network().state_dict()
-        for source in (tmp_path / "my_rasa.pth", str(tmp_path), head.state_dict()):
-            loaded = load_model(checkpoint=state, num_heads=2, RASA_local_state_dict=source)
-            torch.testing.assert_close(loaded.rasa_head.state_dict(), head.state_dict())
-
-    def test_folded_in_it_is_a_map(self) -> None:
-        model = network()
-        model.patch_map = torch.nn.Linear(24, 24, bias=False)
-        loaded = load_model(checkpoint=model.state_dict(), num_heads=2)
-        features = [each.forward_features(IMAGES)["x_norm_patchtokens"] for each in (loaded, model)]
-        torch.testing.assert_close(*features, rtol=0, atol=0)
-        with pytest.raises(CheckpointError, match="RASA is folded into"):
-            load_model(checkpoint=model.state_dict(), num_heads=2, use_rasa_head=True)
-
-    def test_another_width_is_named(self) -> None:
-        head = RASAHead(32, 1).state_dict()
-        with pytest.raises(CheckpointError, match=r"features of width 32, this backbone's have 24"):
-            load_model(checkpoint=network().state_dict(), num_heads=2, RASA_local_state_dict=head)
-
-    def test_gaps_are_named(self) -> None:
-        state = RASAHead(24, 3).state_dict()
-        del state["pre_pos_layers.1.weight"]
-        with pytest.raises(CheckpointError, match=r"missing     pre_pos_layers\.1\.weight"):
-            build_rasa(state, 24, "a test")
-
-    def test_a_file_without_one_says_how_to_get_one(self) -> None:
-        with pytest.raises(CheckpointError, match=r"holds no RASA head.*RASA_local_state_dict.*python -m rasa\.train"):
-            load_model(checkpoint=network().state_dict(), num_heads=2, use_rasa_head=True)
-        with pytest.raises(CheckpointError, match=r"holds no RASA head \(pos_pred"):
-            load_model(checkpoint=network().state_dict(), num_heads=2, RASA_local_state_dict={"a": torch.ones(1)})
 
 
 class TestNoBackbone:
