@@ -1,5 +1,6 @@
 """Any checkpoint's content to a backbone under our names, whatever project and wrapper it went through."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +60,7 @@ def recognise(content: Any, origin: str, num_heads: int | None = None) -> Recogn
     if description:
         if "teacher" in entries:
             _check_hash(entries["teacher"], description, origin)
-        config = dict(description["backbone"]) | ({} if num_heads is None else {"num_heads": num_heads})
+        config = _defaults() | description["backbone"] | ({} if num_heads is None else {"num_heads": num_heads})
         layout = "franca"
     else:
         config = infer_config(state, origin)
@@ -136,6 +137,11 @@ def find_description(content: Any, origin: str) -> dict[str, Any] | None:
         return None
     check_format(description, origin)
     return description
+
+
+def _defaults() -> dict[str, Any]:
+    """Arguments that a description may do without."""
+    return {name: argument.default for name, argument in inspect.signature(VisionTransformer).parameters.items()}
 
 
 def _our_names(state: State, trained: bool) -> tuple[str, State]:

@@ -137,6 +137,11 @@ def test_an_archive_holds_exactly_one_checkpoint(tmp_path, target, members, reas
     assert nothing_written(target)
 
 
+def test_what_macos_puts_beside_is_no_checkpoint(tmp_path, target) -> None:
+    (tmp_path / "mac.tar.gz").write_bytes(archive({"folder/._some.pth": b"attributes", "folder/some.pth": CONTENT}))
+    assert unpack([tmp_path / "mac.tar.gz"], target).read_bytes() == CONTENT
+
+
 def test_an_earlier_file_survives_a_failure(parts, target) -> None:
     target.write_bytes(b"earlier")
     parts[2].write_bytes(parts[2].read_bytes()[:-50])

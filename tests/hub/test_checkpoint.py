@@ -200,3 +200,12 @@ def test_a_later_format_asks_for_a_later_franca(saved) -> None:
     torch.save(content, saved)
     with pytest.raises(CheckpointError, match=r"teacher\.pth has format 2, written by franca 9\.9.*upgrade"):
         describe(saved)
+
+
+@pytest.mark.parametrize("value", ["2", None, [1]])
+def test_a_format_that_is_no_number_is_damage(saved, value) -> None:
+    content = torch.load(saved, weights_only=True)
+    content["description"]["format"] = value
+    torch.save(content, saved)
+    with pytest.raises(CheckpointError, match=r"says format .*, which is no number"):
+        load_model(checkpoint=saved)

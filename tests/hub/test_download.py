@@ -208,3 +208,43 @@ def test_without_locks_each_process_has_its_own_partial_file(served, target, mon
     fetch(served, target)
     assert target.read_bytes() == CONTENT
     assert alone(target)
+
+
+def test_a_web_page_is_never_the_file(served, target) -> None:
+    served.files["/weights.pth"] = b"<!doctype html><html><h1>Sign in</h1> to this network</html>"
+    with pytest.raises(DownloadError, match=r"gave a web page, which says: Sign in to this network\..*by hand"):
+        fetch(served, target)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_file_begins_as_it_should(served, target) -> None:
+    address = f"{served.address}/weights.pth"
+    with pytest.raises(DownloadError, match=r"gave no such file: it begins with "):
+        download(address, target, begins=(b"no" + CONTENT,))
+    assert list(target.parent.iterdir()) == []
+    assert download(address, target, begins=(b"other", CONTENT[:4])).read_bytes() == CONTENT
+
+
+def test_a_lock_file_that_vanishes_meanwhile_is_made_again(tmp_path, monkeypatch) -> None:
+    """Between taking the lock and looking for its file, its last holder may remove it."""
+    hold, vanished = downloads._hold, []
+
+    def vanishing(handle, target) -> bool:
+        held = hold(handle, target)
+        if not vanished:
+            vanished.append(target.with_name("file.lock"))
+            vanished[0].unlink()
+        return held
+
+    monkeypatch.setattr(downloads, "_hold", vanishing)
+    with locked(tmp_path / "file") as alone:
+        assert alone
+        assert (tmp_path / "file.lock").exists()
+
+
+def test_where_there_are_no_locks_there_is_no_lock_file(tmp_path, monkeypatch) -> None:
+    """Windows can't remove a file that is open."""
+    monkeypatch.setattr(downloads.sys, "platform", "win32")
+    with locked(tmp_path / "file") as alone:
+        assert not alone
+        assert list(tmp_path.iterdir()) == []

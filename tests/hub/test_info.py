@@ -80,6 +80,15 @@ def test_a_teacher_file(tmp_path: Path) -> None:
     assert (about["rasa"], about["notes"], about["sha256"]) == (None, [], None)
 
 
+def test_a_description_may_leave_out_what_is_usual(tmp_path: Path) -> None:
+    save(tmp_path / "teacher.pth", model())
+    content = torch.load(tmp_path / "teacher.pth", weights_only=True)
+    for name in ("patch_size", "ffn", "in_chans"):
+        del content["description"]["backbone"][name]
+    torch.save(content, tmp_path / "teacher.pth")
+    assert "swiglu, patch 14, registers 3, channels 3" in table(tmp_path / "teacher.pth")["architecture"]
+
+
 def test_the_table_says_the_same(tmp_path: Path) -> None:
     written = save(tmp_path / "teacher.pth", model())
     printed = table(tmp_path / "teacher.pth")

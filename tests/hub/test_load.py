@@ -95,6 +95,41 @@ class TestPublished:
         load_model("franca_vitg14")
         assert [path.name for path in (tmp_path / "hub" / "checkpoints").iterdir()] == ["franca_vitg14_Laion600M.pth"]
 
+    @pytest.mark.parametrize("number", [0, 1, 2])
+    def test_damaged_pieces_are_removed_and_fetched_again(self, released, server, tmp_path, number) -> None:
+        file = registry.find("vit_giant2").files[number]
+        path = f"/{file.tag}/{file.name}"
+        good = server.files[path]
+        middle = len(good) // 2
+        server.files[path] = (
+            good[:middle] + bytes(byte ^ 0x55 for byte in good[middle : middle + 50]) + good[middle + 50 :]
+        )
+        with pytest.raises(CheckpointError, match=rf"damaged.*Removed: .*{file.name}.*call again"):
+            load_model("franca_vitg14")
+        assert not (tmp_path / "hub" / "checkpoints" / file.name).exists()
+        server.files[path] = good
+        assert same(load_model("franca_vitg14"), released["vit_giant2", "LAION"])
+
+    def test_only_the_piece_to_blame_is_removed(self, released, server, tmp_path) -> None:
+        files = registry.find("vit_giant2").files
+        path = f"/{files[1].tag}/{files[1].name}"
+        server.files[path] = server.files[path][:-100]
+        with pytest.raises(CheckpointError, match=rf"truncated.*Removed: {files[1].name}; call again"):
+            load_model("franca_vitg14")
+        left = [path.name for path in (tmp_path / "hub" / "checkpoints").iterdir()]
+        assert sorted(left) == [files[0].name, files[2].name]
+
+    @pytest.mark.parametrize("page", [b"<!DOCTYPE html><title>Sign in</title>", b"\n <html>", b"sign in first", b""])
+    @pytest.mark.parametrize("name", ["franca_vitb14", "franca_vitg14"])
+    def test_pages_in_a_files_place_are_refused_and_removed(self, released, server, tmp_path, name, page) -> None:
+        arch = {short: arch for arch, short in registry.SHORT_NAMES.items()}[name.removeprefix("franca_")]
+        file = registry.find(arch).files[0]
+        good, server.files[f"/{file.tag}/{file.name}"] = server.files[f"/{file.tag}/{file.name}"], page
+        with pytest.raises(DownloadError, match=rf"{file.name} gave .*What came is removed; try again"):
+            load_model(name)
+        server.files[f"/{file.tag}/{file.name}"] = good
+        load_model(name)
+
     def test_the_licence_is_said_once(self, released, capsys) -> None:
         load_model("franca_vitb14")
         load_model("franca_vitb14", weights="IN21K_224")
@@ -223,6 +258,21 @@ class TestLocal:
         """A file that doesn't say which weights it holds gets no head that was made for others."""
         with pytest.raises(CheckpointError, match="holds no RASA head and none is published for it"):
             load_model("franca_vitb14", local_state_dict=network().state_dict(), use_rasa_head=True)
+
+    @pytest.mark.parametrize("name", ["franca_vitl14_In21K.pth", "FRANCA_VITL14_in21k.pth"])
+    def test_known_bad_files_are_refused_wherever_they_lie(self, tmp_path, name) -> None:
+        path = saved(tmp_path / name, network().state_dict())
+        for place in (path, tmp_path):
+            for arguments in ({"name": "franca_vitl14", "local_state_dict": place}, {"checkpoint": place}):
+                with pytest.raises(CheckpointError, match=r"is refused by its name: .*a copy of DINOv2-L.*rename it"):
+                    load_model(**arguments)
+        assert same(load_model(checkpoint=path.rename(tmp_path / "mine.pth")), network())
+
+    def test_another_feed_forward_network_is_named(self) -> None:
+        """Of the entry point's width, depth and patch, as DINOv2's files are."""
+        state = VisionTransformer(img_size=42, embed_dim=WIDTH, depth=2, num_heads=1, ffn="mlp").state_dict()
+        with pytest.raises(CheckpointError, match=r"patch 14, mlp\).*patch 14, swiglu\)"):
+            load_model("franca_vitb14", local_state_dict=state)
 
     def test_another_size_is_named(self) -> None:
         state = VisionTransformer(img_size=28, embed_dim=128, depth=1, num_heads=2).state_dict()

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from franca.hub.registry import DEFAULTS, PUBLISHED, REFUSED, SHORT_NAMES, find
+from franca.hub.registry import DEFAULTS, PUBLISHED, REFUSED, SHORT_NAMES, find, refusal
 
 BY_SIZE = {arch: [published for published in PUBLISHED if published.arch == arch] for arch in SHORT_NAMES}
 
@@ -92,3 +92,18 @@ def test_parts_come_in_order_and_have_one_checkpoint() -> None:
     assert [file.name[-7:] for file in published.files] == ["part_aa", "part_ab", "part_ac"]
     assert published.name == "franca_vitg14_Laion600M.pth"
     assert published.rasa.name == "franca_vitg14_Laion600M_rasa.pth"
+
+
+@pytest.mark.parametrize(("arch", "weights"), REFUSED)
+def test_known_bad_files_are_known_by_their_names(arch, weights) -> None:
+    stem = f"franca_{SHORT_NAMES[arch]}_In21K"
+    for name in (f"{stem}.pth", f"{stem}_224.PTH", f"{stem.lower()}.safetensors", f"{stem}_chunked.tar.gz.part_ab"):
+        assert refusal(name) == REFUSED[arch, weights], name
+
+
+@pytest.mark.parametrize(
+    "name", ["franca_vitb14_In21K.pth", "my_franca_vitl14_In21K.pth", "franca_vitl14_In21K_mine.pth", "teacher.pth"]
+)
+def test_other_names_are_not_refused(name) -> None:
+    assert refusal(name) is None
+    assert not any(refusal(file.name) for published in PUBLISHED for file in published.files)

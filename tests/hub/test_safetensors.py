@@ -70,7 +70,6 @@ def test_truncated_file(path, share) -> None:
     [
         {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]},
-        {"dtype": "F4", "shape": [1], "data_offsets": [0, 4]},
         {"dtype": "F32"},
         "no table",
     ],
@@ -79,6 +78,22 @@ def test_a_header_that_lies_is_refused(tmp_path, entry) -> None:
     header = json.dumps({"a": entry}).encode()
     (tmp_path / "bad.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(CheckpointError, match="can't be read"):
+        safetensors.read(tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F4"])
+def test_a_type_that_is_not_read_is_named(tmp_path, dtype) -> None:
+    header = json.dumps({"a": {"dtype": dtype, "shape": [4], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "small.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(CheckpointError, match=rf"holds tensors of type {dtype}; save it as one of .*BF16") as caught:
+        safetensors.read(tmp_path / "small.safetensors")
+    assert "truncated" not in str(caught.value)
+
+
+def test_notes_that_are_no_table(tmp_path) -> None:
+    header = json.dumps({"__metadata__": [1]}).encode()
+    (tmp_path / "bad.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match="__metadata__ is no table"):
         safetensors.read(tmp_path / "bad.safetensors")
 
 
