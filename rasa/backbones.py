@@ -5,6 +5,7 @@ Legend: B images of C channels and S x S pixels, T tokens, h x w patches, D widt
 
 import contextlib
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from franca.data.multi_crop import IMAGENET_MEAN, IMAGENET_STD
-from franca.hub import describe, load_model
+from franca.hub import DownloadError, describe, load_model
 from franca.hub.load import ENTRY_POINTS
 from rasa.errors import RasaError
 from rasa.tokens import features_of, patch_grid, prefix_tokens
@@ -27,7 +28,8 @@ class BackboneConfig:
     kind: "franca" (name: an entry point such as franca_vitb14, or a checkpoint file of any layout franca.hub reads,
     official DINOv2 files among them), "timm" (name: a model of timm, or local-dir:FOLDER), "transformers" (name: a
     model id or folder), "torch_hub" (name: an entry point of `repo`, such as dinov2_vitb14 of
-    facebookresearch/dinov2), "callable" (name: module:function, which returns the network or function).
+    facebookresearch/dinov2), "callable" (name: module:function, a function of images, or one without arguments that
+    returns the network).
     """
 
     kind: str = "franca"
@@ -74,9 +76,9 @@ class Backbone:
         side = images.shape[-1]
         try:
             output = features_of(self.model, images)
-        except AssertionError as error:  # how timm refuses a size
+        except (AssertionError, ValueError) as error:  # how timm, and how Franca and transformers refuse a size
             raise RasaError(
-                f"{self.name} takes no images of {side} x {side} pixels ({error}): change data.size"
+                f"{self.name} takes no images of {side} x {side} pixels ({error}): change data.size={side}"
             ) from error
         return patch_grid(output, side, self.name, prefix_tokens(self.model))
 
@@ -88,7 +90,14 @@ class Backbone:
 
 def _franca(config: BackboneConfig) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
     if config.name in ENTRY_POINTS:
-        return load_model(config.name, weights=config.weights), IMAGENET_MEAN, IMAGENET_STD
+        try:
+            return load_model(config.name, weights=config.weights), IMAGENET_MEAN, IMAGENET_STD
+        except DownloadError as error:
+            raise RasaError(f"{error}. A file that is there already is named as backbone.name=FILE") from None
+    if not Path(config.name).exists():
+        raise RasaError(
+            f"backbone.name={config.name!r} is neither a checkpoint file nor one of {', '.join(ENTRY_POINTS)}"
+        )
     about = describe(config.name, config.num_heads)
     model = load_model(checkpoint=config.name, num_heads=config.num_heads)
     return model, about.get("mean", IMAGENET_MEAN), about.get("std", IMAGENET_STD)
@@ -98,15 +107,24 @@ def _timm(config: BackboneConfig) -> tuple[nn.Module, Sequence[float], Sequence[
     timm = _library("timm")
     try:
         model = timm.create_model(config.name, pretrained=True, num_classes=0, dynamic_img_size=True)
-    except (RuntimeError, TypeError) as error:  # no such model, no weights, or no ViT that takes other sizes
-        raise RasaError(f"timm can't make backbone.name={config.name!r}: {error}") from error
+    except (RuntimeError, TypeError, OSError) as error:  # no such model, no weights, no ViT that takes other sizes
+        raise RasaError(
+            f"timm can't make backbone.name={config.name!r}: {error}. A folder with its config.json and weights is "
+            "named as backbone.name=local-dir:FOLDER"
+        ) from None
     stated = model.pretrained_cfg
     return model, stated.get("mean", IMAGENET_MEAN), stated.get("std", IMAGENET_STD)
 
 
 def _transformers(config: BackboneConfig) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
     transformers = _library("transformers")
-    model = transformers.AutoModel.from_pretrained(config.name)
+    try:
+        model = transformers.AutoModel.from_pretrained(config.name)
+    except (OSError, ValueError) as error:
+        raise RasaError(
+            f"transformers can't load backbone.name={config.name!r}: {error}. A folder with its config.json and "
+            "weights does as well"
+        ) from None
     with contextlib.suppress(OSError, ValueError):  # no preprocessor_config.json
         stated = transformers.AutoImageProcessor.from_pretrained(config.name)
         return model, stated.image_mean, stated.image_std
@@ -123,13 +141,25 @@ def _torch_hub(config: BackboneConfig) -> tuple[nn.Module, Sequence[float], Sequ
 
 def _callable(config: BackboneConfig) -> tuple[Callable[..., Any], Sequence[float], Sequence[float]]:
     module, _, function = config.name.partition(":")
+    if not function:
+        raise RasaError(f"backbone.name={config.name!r}: give module:function, such as my_model:build")
     try:
-        model = getattr(importlib.import_module(module), function)()
+        found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise RasaError(
             f"backbone.name={config.name!r} is no module:function that can be imported from here ({error})"
         ) from error
+    model = found() if _takes_nothing(found) else found
     return model, getattr(model, "mean", IMAGENET_MEAN), getattr(model, "std", IMAGENET_STD)
+
+
+def _takes_nothing(function: Callable[..., Any]) -> bool:
+    """Whether it makes the network, rather than being it: it can be called without arguments."""
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    return True
 
 
 def _library(name: str) -> Any:

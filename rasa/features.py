@@ -21,6 +21,10 @@ class Engine:
     device: torch.device
     precision: torch.dtype | None  # of autocast; None: as the parameters are
 
+    def check(self, channels: int, size: int) -> None:
+        """Show the network one blank image. Raises RasaError when it takes none of that size, or gives no grid."""
+        self.features(torch.zeros(1, channels, size, size, dtype=torch.uint8))
+
     @torch.inference_mode()
     def features(self, pixels: Tensor) -> Tensor:
         """uint8 (B, C, S, S) -> patch features (B, h, w, D), fp32 on the device."""

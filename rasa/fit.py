@@ -61,6 +61,8 @@ def fit_rasa(
     Raises:
         RasaError: other shapes, too few images, values that are not finite, or no position to be found.
     """
+    if not isinstance(features, Tensor):
+        raise TypeError(f"features are a {type(features).__name__}; fit_rasa takes a torch tensor (I, h, w, D)")
     if features.ndim != 4 or min(features.shape[1:3]) < 2:
         raise RasaError(f"features of shape {tuple(features.shape)}; fit_rasa takes (I, h, w, D), h and w above 1")
     if not 0 < held_out < 1:
@@ -121,8 +123,8 @@ def run_rounds(
         predictor = solver(removed, number)
         if predictor.held_out_error >= (1 - saturation) * predictor.chance:
             stopped = (
-                f"position is no longer predicted: error {predictor.held_out_error:.4f} on held-out images, "
-                f"{predictor.chance:.4f} by chance"
+                f"the predictor's error on held-out images, {predictor.held_out_error:.4f}, came within "
+                f"{saturation:.0%} of chance, {predictor.chance:.4f}"
             )
             break
         weight = beyond(removed, predictor.weight)
@@ -140,7 +142,7 @@ def run_rounds(
         on_round(made[-1])
     if not made:
         raise RasaError(
-            f"there is no position to remove, {stopped}. Are these patch features of the last block, and not already "
+            f"no position was found to remove: {stopped}. Are these patch features of the last block, and not already "
             f"debiased? {solver.doubt}"
         )
     return RASAFit(head_of([one.weight for one in made]), made, stopped)

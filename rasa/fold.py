@@ -36,8 +36,14 @@ def fold(model: Callable[..., Any], head: RASAHead) -> nn.Module:
     wrapped: what it returns is (B, h, w, D) and debiased.
 
     Raises:
+        TypeError: something else than a network and a head.
         RasaError: the head has another width than the network, or RASA is folded in already.
     """
+    if not isinstance(head, RASAHead) or not callable(model):
+        raise TypeError(
+            f"fold takes a network and a RASAHead, not {type(model).__name__} and {type(head).__name__}; "
+            "rasa/README.md shows how to read a head from rasa.pth"
+        )
     linear = nn.Linear(head.input_dim, head.input_dim, bias=False)
     with torch.no_grad():
         linear.weight.copy_(rasa_matrix(head).T)

@@ -16,6 +16,7 @@ from rasa.fold import rasa_matrix
 from rasa.run import Result
 
 LITTLE = 0.02  # R² below this is as good as none
+FEW = 50  # crops
 
 
 def build_report(result: Result, out: Path) -> Path:
@@ -50,6 +51,8 @@ def headline(result: Result) -> str:
     before, after = evidence.before.linear, evidence.after.linear
     dims, width = 2 * len(result.fit.rounds), result.fit.head.input_dim
     cost = f"{dims} of {width} dimensions went, with {100 * evidence.variance_removed:.2g} % of the features' variance."
+    if evidence.scored_on < FEW:
+        cost += f" Measured on {evidence.scored_on} crops alone, which gives rough numbers: raise evidence.share."
     share = f"{max(100 * before.r2, 0):.0f} %"
     if before.r2 < LITTLE:
         return f"There was hardly any position to remove: a linear predictor explained {share} of it. {cost}"
@@ -143,7 +146,7 @@ def _rounds(result: Result) -> str:
     return page.section(
         "The rounds",
         page.paragraph(f"Each round fits a predictor to what the rounds before it left, then removes its plane of two "
-                       f"dimensions. It ended because {result.fit.stopped}."),
+                       f"dimensions. How it ended: {result.fit.stopped}."),
         page.table(["round", "error, held-out", "error, fitted", "by chance", "still predicted"], rows,
                    "Mean squared error over patches and both coordinates, before the round's plane was removed"),
         page.paragraph("This page measures position alone. Whether the features serve a task better is for an "

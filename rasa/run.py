@@ -21,6 +21,8 @@ from rasa.solvers import ClosedFormSolver, GradientSolver, Solver
 
 logger = logging.getLogger(__name__)
 
+FEW_STEPS = 300  # in a round of the gradient solver
+
 
 @dataclass(frozen=True)
 class Task:
@@ -67,6 +69,7 @@ def run(config: RasaConfig) -> Result:
         source,
         **{name: Crops(source, numbers, config.data, config.seed) for name, numbers in vars(parts).items()},
     )
+    task.engine.check(config.data.channels, config.data.size)
     task.folder.mkdir(parents=True, exist_ok=True)
     with held(task.folder):
         folder = RunFolder(config, task.engine, source)
@@ -127,6 +130,9 @@ def _gradient(task: Task, folder: RunFolder) -> Solver:
             file = folder.path / f"{what.replace(' ', '_')}.bin"
             patches.append(collect(task.engine, crops, task.config.cache, file, progress.add))
     fit, held_out = patches
+    steps = task.config.gradient.epochs * fit.steps(task.config.gradient.batch_size)
+    if steps < FEW_STEPS:
+        logger.warning("a round has %d steps only (the paper's 670): it may find less position than there is", steps)
     check_size(len(task.fit), len(fit.positions), fit.width)
     return GradientSolver(fit, held_out, task.config.gradient, task.config.seed)
 

@@ -42,7 +42,7 @@ class RunFolder:
         self.path = Path(config.output).expanduser()
         backbone = engine.backbone
         self.backbone_hash = hash_tensors(backbone.model.state_dict()) if isinstance(backbone.model, nn.Module) else ""
-        self.fingerprint = _fingerprint(config, self.backbone_hash, engine.precision, source)
+        self.decisive = _decisive(config, self.backbone_hash, engine.precision, source)
         saved = self._saved("rounds.pth") or {"rounds": [], "stopped": ""}
         if not saved["rounds"] and self._saved("moments.pth") is None:
             self._refuse_others()
@@ -140,15 +140,17 @@ class RunFolder:
             content: dict[str, Any] = torch.load(file, weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ConfigError(f"{file} can't be read ({str(error).splitlines()[0]}): delete it to start anew") from None
-        if content["fingerprint"] != self.fingerprint:
+        made_with = content["decisive"]
+        differ = [key for key in {**made_with, **self.decisive} if made_with.get(key) != self.decisive.get(key)]
+        if differ:
             raise ConfigError(
-                f"output={str(self.path)!r} holds a RASA run of other images, another backbone or configuration: name "
-                "another folder, or delete that one"
+                f"output={str(self.path)!r} holds a RASA run that differs in {', '.join(differ)}: name another folder, "
+                "or delete that one"
             )
         return content
 
     def _save(self, name: str, content: dict[str, Any]) -> None:
-        self._write(name, lambda file: torch.save({"fingerprint": self.fingerprint, **content}, file))
+        self._write(name, lambda file: torch.save({"decisive": self.decisive, **content}, file))
 
     def _write(self, name: str, content: Any) -> None:
         def write(file: BinaryIO) -> None:
@@ -157,15 +159,20 @@ class RunFolder:
         write_atomically(self.path / name, content if callable(content) else write)
 
 
-def _fingerprint(config: RasaConfig, backbone_hash: str, precision: torch.dtype | None, source: Source) -> str:
-    """Of all that planes follow from: backbone, images by name, crops, and what the chosen solver reads."""
-    chosen = {name: part for name, part in asdict(config).items() if name in READ_BY_BOTH}
-    crops = asdict(config.data)
-    for name in ("workers", "path"):  # a folder may move
-        crops.pop(name)
+def _decisive(config: RasaConfig, backbone_hash: str, precision: torch.dtype | None, source: Source) -> dict[str, str]:
+    """All that planes follow from, by key: backbone, images by name, crops, and what the chosen solver reads."""
+    chosen: dict[str, Any] = {name: part for name, part in asdict(config).items() if name in READ_BY_BOTH}
+    chosen["data"] = {name: value for name, value in asdict(config.data).items() if name not in ("workers", "path")}
+    chosen["evidence"] = {"share": config.evidence.share}
     if config.solver == "gradient":
-        chosen |= {"gradient": asdict(config.gradient), "patches": config.cache.patches}
-        chosen["new crops in each epoch"] = config.cache.where == "off"
-    names = [source.name(number) for number in range(len(source))]
-    parts = [chosen, crops, config.evidence.share, names, backbone_hash, str(precision)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        chosen["gradient"] = asdict(config.gradient)
+        chosen["cache"] = {"patches": config.cache.patches, "where=off": config.cache.where == "off"}
+    names = json.dumps([source.name(number) for number in range(len(source))])
+    chosen["the images"] = hashlib.sha256(names.encode()).hexdigest()  # a folder may move, its images not change
+    chosen["the backbone's weights"] = backbone_hash
+    chosen["precision"] = precision
+    return {
+        (f"{name}.{key}" if key else name): str(value)
+        for name, part in chosen.items()
+        for key, value in (part.items() if isinstance(part, dict) else [("", part)])
+    }

@@ -222,7 +222,7 @@ def nothing(place: Path) -> None:
         (
             no_position,
             ["backbone.kind=callable", "backbone.name=colour_backbone:build", "saturation=0.1"],
-            r"there is no position to remove",
+            r"no position was found to remove",
         ),
         (nothing, ["solver=gradient", "gradient.lr=1000000"], r"predictor is saturated: .*Lower gradient\.lr=1"),
         (nothing, ["solver=magic"], r"solver='magic': choose one of closed_form, gradient"),

@@ -120,7 +120,20 @@ def test_a_function_of_ones_own(images: torch.Tensor, tmp_path: Path, monkeypatc
     torch.testing.assert_close(seen, torch.full((1, 2, 2, 3), 5.0))  # (1 - 0.5) / 0.1
 
 
-@pytest.mark.parametrize("name", ["no_such_module:build", "rasa.backbones:no_such", "rasa.backbones", ":build"])
+def test_a_function_of_images_is_the_network_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_function.py").write_text("def maps(images):\n    return images[:, :, ::14, ::14]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    backbone = BackboneConfig(kind="callable", name="own_function:maps").load()
+    images = torch.randn(2, 3, 56, 56)
+    torch.testing.assert_close(backbone(images), images[:, :, ::14, ::14].permute(0, 2, 3, 1))
+
+
+def test_a_name_without_its_function_says_the_form() -> None:
+    with pytest.raises(RasaError, match=r"backbone\.name='my_model': give module:function, such as my_model:build"):
+        BackboneConfig(kind="callable", name="my_model").load()
+
+
+@pytest.mark.parametrize("name", ["no_such_module:build", "rasa.backbones:no_such", ":build"])
 def test_a_function_that_is_not_there(name: str) -> None:
     with pytest.raises(RasaError, match=rf"backbone\.name='{name}' is no module:function that can be imported"):
         BackboneConfig("callable", name).load()

@@ -87,7 +87,7 @@ def test_the_headline_follows_from_the_numbers(before: float, after: float, said
         name: SimpleNamespace(linear=SimpleNamespace(r2=r2)) for name, r2 in (("before", before), ("after", after))
     }
     result: Any = SimpleNamespace(
-        evidence=SimpleNamespace(**sides, variance_removed=0.123),
+        evidence=SimpleNamespace(**sides, variance_removed=0.123, scored_on=50),
         fit=SimpleNamespace(rounds=[1, 2, 3], head=SimpleNamespace(input_dim=64)),
     )
     assert headline(result) == f"{said} 6 of 64 dimensions went, with 12 % of the features' variance."

@@ -135,19 +135,19 @@ def test_rounds_remove_position_step_by_step(planted: Callable[..., Any]) -> Non
 def test_a_planted_plane_takes_one_round(planted: Callable[..., Any]) -> None:
     fit = fit_rasa(planted(images=200).features, rounds=8)
     assert len(fit.rounds) == 1
-    assert "no longer predicted" in fit.stopped
+    assert "% of chance" in fit.stopped
     assert fit.head.n_pos_layers == 0
 
 
 @SOLVERS
 def test_features_without_position_are_refused(solver: Callable[..., Solver], planted: Callable[..., Any]) -> None:
-    with pytest.raises(RasaError, match="there is no position to remove, position is no longer predicted: error 0"):
+    with pytest.raises(RasaError, match="no position was found to remove: the predictor's error on held-out images, 0"):
         run_rounds(solver(planted(strength=0.0).features), rounds=8, saturation=0.01)
 
 
 @SOLVERS
 def test_features_that_are_zero_are_refused(solver: Callable[..., Solver]) -> None:
-    with pytest.raises(RasaError, match="there is no position to remove"):
+    with pytest.raises(RasaError, match="no position was found to remove"):
         run_rounds(solver(torch.zeros(40, 4, 4, 8)), rounds=2, saturation=0.0)
 
 
@@ -157,7 +157,7 @@ def test_saturation_says_how_little_is_left(planted: Callable[..., Any]) -> None
     assert made[0.0].stopped == "all 4 rounds were made"
     assert len(made[0.3].rounds) < 4
     assert all(one.predictable > 0.3 for one in made[0.3].rounds)
-    assert f"{made[0.0].rounds[len(made[0.3].rounds)].held_out_error:.4f} on held-out" in made[0.3].stopped
+    assert f"on held-out images, {made[0.0].rounds[len(made[0.3].rounds)].held_out_error:.4f}" in made[0.3].stopped
 
 
 def test_no_plane_of_noise_is_removed(planted: Callable[..., Any]) -> None:

@@ -161,3 +161,9 @@ def test_the_map_takes_on_the_type_of_the_network(kind: str, network: Callable[.
     folded = fold(model, random_head())
     assert {parameter.dtype for parameter in folded.parameters()} == {torch.float64}
     assert Backbone(folded)(torch.randn(1, 3, 56, 56, dtype=torch.float64)).shape == (1, 4, 4, 32)
+
+
+@pytest.mark.parametrize("arguments", [("runs/rasa/rasa.pth", RASAHead(8, 0)), (lambda images: images, "rasa.pth")])
+def test_a_path_is_neither_a_network_nor_a_head(arguments: tuple[Any, Any]) -> None:
+    with pytest.raises(TypeError, match="fold takes a network and a RASAHead, not "):
+        fold(*arguments)

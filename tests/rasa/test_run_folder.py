@@ -114,7 +114,7 @@ def test_a_run_that_is_saturated_stays_so(run: Callable[..., Result], tmp_path: 
     arguments = ["saturation=0.5", "rounds=8"]
     run(*arguments)
     first = about(tmp_path / "run")
-    assert "no longer predicted" in first["stopped"]
+    assert "% of chance" in first["stopped"]
     assert len(first["rounds"]) < 8
     run(*arguments, "rounds=1")
     assert about(tmp_path / "run")["stopped"] == "all 1 rounds were made"
@@ -128,7 +128,7 @@ def test_another_configuration_is_refused_and_the_folder_left(
 ) -> None:
     run()
     files = times_of(tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"output='.*run' holds a RASA run of other images, another backbone"):
+    with pytest.raises(ConfigError, match=r"output=.*run. holds a RASA run that differs in "):
         run(change)
     assert times_of(tmp_path / "run") == files
 
@@ -146,7 +146,7 @@ def test_another_backbone_under_the_same_name_is_refused(run: Callable[..., Resu
     content = torch.load(teacher, weights_only=True)
     content["teacher"]["backbone.norm.weight"] *= 2
     save_teacher(teacher, content["teacher"], content["description"])
-    with pytest.raises(ConfigError, match="another backbone or configuration"):
+    with pytest.raises(ConfigError, match="differs in"):
         run()
 
 
@@ -196,7 +196,7 @@ def test_a_run_on_other_images_is_refused(run: Callable[..., Result], images: Pa
     shutil.copytree(images, more)
     run(f"data.path={more}")
     shutil.copy(more / "cats" / "0.png", more / "cats" / "new.png")
-    with pytest.raises(ConfigError, match="other images"):
+    with pytest.raises(ConfigError, match="differs in the images: "):
         run(f"data.path={more}")
 
 
@@ -209,7 +209,7 @@ def test_what_the_closed_form_does_not_read_may_change(change: str, refused: boo
     if not refused:
         assert len(run("rounds=2", change).fit.rounds) == 2
         return
-    with pytest.raises(ConfigError, match="another backbone or configuration"):
+    with pytest.raises(ConfigError, match="differs in"):
         run("rounds=2", change)
 
 
