@@ -51,7 +51,7 @@ def plan_upstream(weights: Recognised, output: Path) -> Plan:
     heads = weights.config["num_heads"]
     told = None if heads == heads_of_width(weights.config["embed_dim"]) else heads
     plan = Plan({output: lambda file: torch.save(content, file)}, _load_model(output, told), notes)
-    return _rasa_beside(plan, weights, output.with_name(f"{output.stem}_rasa{output.suffix}"))
+    return _rasa_beside(plan, weights, output.with_name(f"{output.stem}_rasa.pth"))
 
 
 def plan_safetensors(weights: Recognised, output: Path) -> Plan:

@@ -1,6 +1,7 @@
 """A web server on this machine that does what servers and networks do: resume, break off, change, refuse."""
 
 import hashlib
+import tarfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from franca.hub import download
+from franca.hub import download, load, registry
+from franca.hub.names import chunk_blocks
+from franca.models import RASAHead
+from tests.hub.releases import WIDTH, network, saved
 
 
 @dataclass
@@ -73,3 +77,37 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     web.shutdown()
     thread.join()
     web.server_close()
+
+
+@pytest.fixture
+def small_sizes(monkeypatch, tmp_path) -> None:
+    """Every size is width 64 and two blocks; torch.hub's folder is a temporary one; the licence was not yet said."""
+    sizes = dict.fromkeys(registry.SHORT_NAMES, (WIDTH, 2, 1))
+    monkeypatch.setattr(load, "backbone_sizes", lambda: sizes)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    load._say.cache_clear()
+
+
+@pytest.fixture
+def released(server, tmp_path):
+    """All that is published, as it is published: chunked names in "teacher", RASA apart, ViT-g in three pieces."""
+    models = {}
+    for published in registry.PUBLISHED:
+        model = models[published.arch, published.weights] = network(28 if published.img_size == 224 else 42)
+        state = {f"backbone.{name}": tensor for name, tensor in chunk_blocks(model.state_dict(), 2).items()}
+        path = saved(tmp_path / published.name, {"teacher": state})
+        contents = [path.read_bytes()]
+        if published.parts:
+            with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+                tar.add(path, arcname="release/checkpoint.pth")
+            whole = (tmp_path / "a.tar.gz").read_bytes()
+            size = -(-len(whole) // 3)
+            contents = [whole[start : start + size] for start in (0, size, 2 * size)]
+        for file, content in zip(published.files, contents, strict=True):
+            server.files[f"/{file.tag}/{file.name}"] = content
+        if published.rasa:
+            model.rasa_head = RASAHead(WIDTH, 8 if published.tag == "v1.0.0" else 9)
+            path = saved(tmp_path / published.rasa.name, model.rasa_head.state_dict())
+            server.files[f"/{published.rasa.tag}/{published.rasa.name}"] = path.read_bytes()
+        path.unlink()
+    return models

@@ -184,3 +184,38 @@ def test_precision_is_kept(to: str, tmp_path: Path) -> None:
         load_file = pytest.importorskip("safetensors.torch").load_file
         written = load_file(output(tmp_path, to) / "model.safetensors" if to in FOLDERS else output(tmp_path, to))
     assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("to", FOLDERS)
+def test_describe_tells_what_a_library_s_folder_tells(to: str, tmp_path: Path) -> None:
+    convert(save(tmp_path / "in.pth", random_model()), tmp_path / "out", to)
+    described = describe(tmp_path / "out")
+    assert (described["mean"], described["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+
+
+def test_describe_is_silent_on_what_nothing_tells(parity_dir: Path) -> None:
+    assert not {"mean", "std"} & describe(parity_dir / "tiny_checkpoint.pth", num_heads=2).keys()
+
+
+def test_what_the_released_layout_drops_is_said(tmp_path: Path) -> None:
+    """Its reader takes the authors' values, and heads of 64 channels."""
+    odd = save(tmp_path / "odd.pth", random_model(interpolate_offset=0.0, interpolate_antialias=True))
+    done = convert(odd, tmp_path / "out.pth", "upstream")
+    dropped = next(note for note in done.notes if "no place" in note)
+    for part in ("mean=[0.1, 0.2, 0.3]", "std=[0.4, 0.5, 0.6]", "interpolate_offset=0.0", "interpolate_antialias=True"):
+        assert part in dropped
+    assert done.load.endswith("num_heads=2)")
+    usual = save(tmp_path / "usual.pth", random_model(heads=1, width=64), mean=None, std=None)
+    done = convert(usual, tmp_path / "other.pth", "upstream")
+    assert not any("no place" in note for note in done.notes)
+    assert "num_heads" not in done.load
+
+
+@pytest.mark.parametrize("name", ["franca_vitb14_In21K.pth", "FRANCA_VITB14_in21k.pth"])
+def test_the_licence_of_published_weights_goes_along(name: str, tmp_path: Path) -> None:
+    source = save(tmp_path / name, random_model())
+    for place in (source, tmp_path):
+        done = convert(place, tmp_path / "out", "timm", force=True)
+        assert any("research-only licence" in note for note in done.notes)
+    source.rename(tmp_path / "mine.pth")
+    assert not any("licence" in note for note in convert(tmp_path / "mine.pth", tmp_path / "o", "timm").notes)

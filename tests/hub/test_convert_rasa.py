@@ -8,7 +8,8 @@ import torch
 import franca
 from franca.hub import CheckpointError, describe
 from franca.hub.convert import convert
-from tests.hub.conversion import LAYOUTS, SIZE, assert_same, folded, output, save, tokens, with_head
+from franca.models import RASAHead
+from tests.hub.conversion import LAYOUTS, SIZE, assert_same, folded, output, random_model, save, tokens, with_head
 
 
 @pytest.mark.parametrize("to", ["franca", "safetensors"])
@@ -76,3 +77,28 @@ def test_folded_map_has_no_place_elsewhere(to: str, tmp_path: Path) -> None:
     model.patch_map = None
     images = torch.randn(1, 3, SIZE, SIZE)
     torch.testing.assert_close(tokens(loaded, images), tokens(model, images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("to", LAYOUTS)
+@pytest.mark.parametrize("name", ["{}_rasa.pth", "{}_RASA.PTH"])
+def test_a_head_of_other_weights_is_never_left_beside(to: str, name: str, tmp_path: Path) -> None:
+    """It would pass for that of the new file."""
+    save(tmp_path / "without.pth", random_model())
+    place = output(tmp_path, to)
+    convert(tmp_path / "without.pth", place, to)
+    stale = place / name.format("").removeprefix("_") if place.is_dir() else tmp_path / name.format(place.stem)
+    torch.save(RASAHead(24, 1).state_dict(), stale)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match=rf"{stale.name} would pass for the RASA head of .*{place.name}"):
+        convert(tmp_path / "without.pth", place, to, force=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    stale.unlink()
+    convert(tmp_path / "without.pth", place, to, force=True)
+
+
+def test_a_head_that_is_written_anew_is_replaced(tmp_path: Path) -> None:
+    with_head(tmp_path / "with.pth")
+    convert(tmp_path / "with.pth", tmp_path / "out.pth", "upstream")
+    torch.save(RASAHead(24, 1).state_dict(), tmp_path / "out_rasa.pth")
+    convert(tmp_path / "with.pth", tmp_path / "out.pth", "upstream", force=True)
+    assert describe(tmp_path / "out_rasa.pth")["rasa"]["n_pos_layers"] == 2

@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import string
 import tarfile
 import zipfile
 from pathlib import Path
@@ -129,6 +130,17 @@ class TestFolder:
         (folder / ".hidden.pth").write_text("text")
         assert loads(folder)
 
+    @pytest.mark.parametrize("name", ["rasa.pth", "RASA.pth", "x_rasa.pth", "x_rasa.safetensors"])
+    def test_a_rasa_head_is_no_second_checkpoint(self, folder, name) -> None:
+        """Whatever wrote it: rasa.train and conversions, or a release."""
+        torch.save(STATE, folder / "x.pth")
+        head = RASAHead(64, 2).state_dict()
+        with (folder / name).open("wb") as file:
+            safetensors.write(head, {}, file) if name.endswith("safetensors") else torch.save(head, file)
+        assert loads(folder)
+        model = load_model(checkpoint=folder / "x.pth", RASA_local_state_dict=folder)
+        torch.testing.assert_close(model.rasa_head.state_dict(), head, rtol=0, atol=0)
+
     def test_the_published_name_in_any_case_goes_before_others(self, folder) -> None:
         for name in ("other.pth", "FRANCA_VITB14_in21k.PTH", "franca_vitb14_In21K_rasa.pth"):
             torch.save(STATE, folder / name)
@@ -182,6 +194,31 @@ class TestArchives:
         pack(folder, "weights.tar.gz", changed)
         assert torch.equal(load_model(checkpoint=path).cls_token, changed["cls_token"])
         assert [file for file in cache.iterdir() if file.suffix != ".pth"] == []
+
+    def test_an_archive_that_changed_leaves_no_copy_but_others_stay(self, folder, cache) -> None:
+        (folder / "other").mkdir()
+        loads(pack(folder / "other", "weights.tar.gz"))
+        others = set(cache.iterdir())
+        for step in range(3):
+            path = pack(folder, "weights.tar.gz", {name: tensor + step for name, tensor in STATE.items()})
+            load_model(checkpoint=path)
+        assert len(set(cache.iterdir()) - others) == 1
+        assert others < set(cache.iterdir())
+
+    @pytest.mark.parametrize(
+        ("endings", "expected"),
+        [
+            (["aa", "ab", "ba"], [f"a{letter}" for letter in string.ascii_lowercase] + ["ba"]),
+            (["00", "02", "01"], ["00", "01", "02"]),
+            (["aaa", "aac"], ["aaa", "aab", "aac"]),
+            (["1b", "1a"], ["1a", "1b"]),
+        ],
+    )
+    def test_pieces_go_on_as_split_counts(self, folder, endings, expected) -> None:
+        for ending in endings:
+            (folder / f"w.tar.gz.part_{ending}").write_bytes(b"part")
+        found = archive_parts(folder / f"w.tar.gz.part_{endings[0]}")
+        assert [part.name for part in found][: len(expected)] == [f"w.tar.gz.part_{ending}" for ending in expected]
 
     @pytest.mark.parametrize("number", [0, 1])
     def test_a_missing_piece_is_named(self, folder, number) -> None:

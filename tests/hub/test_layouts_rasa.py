@@ -76,3 +76,40 @@ def test_a_file_without_one_says_how_to_get_one() -> None:
         load_model(checkpoint=network().state_dict(), num_heads=2, use_rasa_head=True)
     with pytest.raises(CheckpointError, match=r"holds no RASA head \(pos_pred"):
         load_model(checkpoint=network().state_dict(), num_heads=2, RASA_local_state_dict={"a": torch.ones(1)})
+
+
+def other_head() -> dict:
+    return prefixed("rasa_head.", RASAHead(24, 5).state_dict())
+
+
+APART = {
+    "an entry": lambda state, head: {"teacher": state, "rasa_head": head},
+    "an entry of another name": lambda state, head: {"teacher": state, "rasa": head},
+    "names at the top": lambda state, head: {"teacher": state} | prefixed("rasa_head.", head),
+    "bare names at the top": lambda state, head: {"state_dict": state, "epoch": 3} | head,
+    "an entry's state_dict": lambda state, head: {"teacher": state, "rasa_head": {"state_dict": head}},
+    "beside the inner entry": lambda state, head: {"model": {"state_dict": state, "module.rasa_head": head}},
+    "flat names": lambda state, head: prefixed("teacher.backbone.", state) | prefixed("rasa_head.", head),
+    "not the student's": lambda state, head: {"teacher": state, "student": state | other_head(), "rasa_head": head},
+    "not the optimizer's": lambda state, head: {"teacher": state, "rasa_head": head, "optimizer": other_head()},
+}
+
+
+@pytest.mark.parametrize("content", APART.values(), ids=APART)
+def test_beside_the_weights_in_one_file(content) -> None:
+    head, state = RASAHead(24, 3).state_dict(), network().state_dict()
+    loaded = load_model(checkpoint=content(state, head), num_heads=2, use_rasa_head=True)
+    torch.testing.assert_close(loaded.rasa_head.state_dict(), head, rtol=0, atol=0)
+
+
+def test_that_of_another_network_is_not_taken() -> None:
+    state = network().state_dict()
+    content = {"teacher": state, "student": state | other_head()}
+    with pytest.raises(CheckpointError, match="holds no RASA head"):
+        load_model(checkpoint=content, num_heads=2, use_rasa_head=True)
+
+
+def test_several_are_not_mixed() -> None:
+    content = {"teacher": network().state_dict(), "rasa": other_head(), "rasa_old": other_head()}
+    with pytest.raises(CheckpointError, match="holds several RASA heads"):
+        load_model(checkpoint=content, num_heads=2)

@@ -1,4 +1,4 @@
-"""Models by name: published weights from a server on this machine, a small network in each size's place."""
+"""Models by name and from local files and folders, with a small network in each size's place."""
 
 import inspect
 import tarfile
@@ -9,176 +9,14 @@ import torch
 
 import franca
 import hubconf
-from franca.hub import CheckpointError, DownloadError, load, load_model, registry
-from franca.hub.cache import address
-from franca.hub.names import chunk_blocks
+from franca.hub import CheckpointError, load, load_model, registry
 from franca.models import RASAHead, VisionTransformer
+from tests.hub.releases import WIDTH, network, same, saved
 
+pytestmark = pytest.mark.usefixtures("small_sizes")
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = ("franca_vits14", "franca_vitb14", "franca_vitl14", "franca_vitg14")
-WIDTH = 64
 OPTIONS = {"weights", "pretrained", "use_rasa_head", "img_size", "local_state_dict", "RASA_local_state_dict"}
-
-
-def network(img_size: int = 42) -> VisionTransformer:
-    torch.manual_seed(img_size)
-    return VisionTransformer(img_size=img_size, embed_dim=WIDTH, depth=2, num_heads=1).eval()
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch, tmp_path) -> None:
-    """Every size is width 64 and two blocks; torch.hub's folder is a temporary one; the licence was not yet said."""
-    sizes = dict.fromkeys(registry.SHORT_NAMES, (WIDTH, 2, 1))
-    monkeypatch.setattr(load, "backbone_sizes", lambda: sizes)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    load._say.cache_clear()
-
-
-def saved(path: Path, content: object) -> Path:
-    torch.save(content, path)
-    return path
-
-
-@pytest.fixture
-def released(server, tmp_path):
-    """All that is published, as it is published: chunked names in "teacher", RASA apart, ViT-g in three pieces."""
-    models = {}
-    for published in registry.PUBLISHED:
-        model = models[published.arch, published.weights] = network(28 if published.img_size == 224 else 42)
-        state = {f"backbone.{name}": tensor for name, tensor in chunk_blocks(model.state_dict(), 2).items()}
-        path = saved(tmp_path / published.name, {"teacher": state})
-        contents = [path.read_bytes()]
-        if published.parts:
-            with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
-                tar.add(path, arcname="release/checkpoint.pth")
-            whole = (tmp_path / "a.tar.gz").read_bytes()
-            size = -(-len(whole) // 3)
-            contents = [whole[start : start + size] for start in (0, size, 2 * size)]
-        for file, content in zip(published.files, contents, strict=True):
-            server.files[f"/{file.tag}/{file.name}"] = content
-        if published.rasa:
-            model.rasa_head = RASAHead(WIDTH, 8 if published.tag == "v1.0.0" else 9)
-            path = saved(tmp_path / published.rasa.name, model.rasa_head.state_dict())
-            server.files[f"/{published.rasa.tag}/{published.rasa.name}"] = path.read_bytes()
-        path.unlink()
-    return models
-
-
-def same(model: VisionTransformer, expected: VisionTransformer) -> bool:
-    found, wanted = model.state_dict(), expected.state_dict()
-    shared = [name for name in wanted if not name.startswith("rasa_head.") or model.rasa_head is not None]
-    return all(torch.equal(found[name], wanted[name]) for name in shared) and not model.training
-
-
-class TestPublished:
-    @pytest.mark.parametrize("published", registry.PUBLISHED, ids=lambda published: published.stem)
-    def test_every_one_loads_on_its_own_grid(self, released, published) -> None:
-        name = f"franca_{registry.SHORT_NAMES[published.arch]}"
-        expected = released[published.arch, published.weights]
-        model = load_model(name, weights=published.weights, use_rasa_head=published.has_rasa)
-        assert same(model, expected)
-        assert model.grid == expected.grid
-        assert (model.rasa_head is not None) == published.has_rasa
-
-    @pytest.mark.parametrize(("arch", "weights"), registry.DEFAULTS.items())
-    def test_defaults(self, released, arch, weights) -> None:
-        assert same(load_model(f"franca_{registry.SHORT_NAMES[arch]}"), released[arch, weights])
-
-    def test_second_time_without_network(self, released, server) -> None:
-        load_model("franca_vitg14", use_rasa_head=True)
-        asked = len(server.requests)
-        server.files.clear()
-        assert same(load_model("franca_vitg14", use_rasa_head=True), released["vit_giant2", "LAION"])
-        assert len(server.requests) == asked
-
-    def test_pieces_leave_one_file(self, released, tmp_path) -> None:
-        load_model("franca_vitg14")
-        assert [path.name for path in (tmp_path / "hub" / "checkpoints").iterdir()] == ["franca_vitg14_Laion600M.pth"]
-
-    @pytest.mark.parametrize("number", [0, 1, 2])
-    def test_damaged_pieces_are_removed_and_fetched_again(self, released, server, tmp_path, number) -> None:
-        file = registry.find("vit_giant2").files[number]
-        path = f"/{file.tag}/{file.name}"
-        good = server.files[path]
-        middle = len(good) // 2
-        server.files[path] = (
-            good[:middle] + bytes(byte ^ 0x55 for byte in good[middle : middle + 50]) + good[middle + 50 :]
-        )
-        with pytest.raises(CheckpointError, match=rf"damaged.*Removed: .*{file.name}.*call again"):
-            load_model("franca_vitg14")
-        assert not (tmp_path / "hub" / "checkpoints" / file.name).exists()
-        server.files[path] = good
-        assert same(load_model("franca_vitg14"), released["vit_giant2", "LAION"])
-
-    def test_only_the_piece_to_blame_is_removed(self, released, server, tmp_path) -> None:
-        files = registry.find("vit_giant2").files
-        path = f"/{files[1].tag}/{files[1].name}"
-        server.files[path] = server.files[path][:-100]
-        with pytest.raises(CheckpointError, match=rf"truncated.*Removed: {files[1].name}; call again"):
-            load_model("franca_vitg14")
-        left = [path.name for path in (tmp_path / "hub" / "checkpoints").iterdir()]
-        assert sorted(left) == [files[0].name, files[2].name]
-
-    @pytest.mark.parametrize("page", [b"<!DOCTYPE html><title>Sign in</title>", b"\n <html>", b"sign in first", b""])
-    @pytest.mark.parametrize("name", ["franca_vitb14", "franca_vitg14"])
-    def test_pages_in_a_files_place_are_refused_and_removed(self, released, server, tmp_path, name, page) -> None:
-        arch = {short: arch for arch, short in registry.SHORT_NAMES.items()}[name.removeprefix("franca_")]
-        file = registry.find(arch).files[0]
-        good, server.files[f"/{file.tag}/{file.name}"] = server.files[f"/{file.tag}/{file.name}"], page
-        with pytest.raises(DownloadError, match=rf"{file.name} gave .*What came is removed; try again"):
-            load_model(name)
-        server.files[f"/{file.tag}/{file.name}"] = good
-        load_model(name)
-
-    def test_the_licence_is_said_once(self, released, capsys) -> None:
-        load_model("franca_vitb14")
-        load_model("franca_vitb14", weights="IN21K_224")
-        assert capsys.readouterr().err.count("research-only licence (RAIL)") == 1
-
-    def test_the_licence_goes_with_the_file(self, tmp_path, capsys) -> None:
-        path = saved(tmp_path / "franca_vitb14_in21k.pth", network().state_dict())
-        load_model(checkpoint=path)
-        assert "research-only licence" in capsys.readouterr().err
-
-    def test_no_licence_for_files_of_ones_own(self, tmp_path, capsys) -> None:
-        load_model("franca_vitb14", local_state_dict=network().state_dict())
-        load_model("franca_vits14", local_state_dict=saved(tmp_path / "a.pth", network().state_dict()))
-        assert capsys.readouterr().err == ""
-
-    def test_rasa_that_is_not_published(self, released) -> None:
-        with pytest.raises(CheckpointError, match=r"none is published for IN21K_224 of vit_base.*rasa\.train"):
-            load_model("franca_vitb14", weights="IN21K_224", use_rasa_head=True)
-
-    def test_without_the_file_it_says_what_to_do(self, server) -> None:
-        with pytest.raises(DownloadError) as caught:
-            load_model("franca_vitb14")
-        message = str(caught.value)
-        for part in ("/v1.0.0/franca_vitb14_In21K.pth", "404", "hub/checkpoints", "local_state_dict", "FRANCA_HUB_URL"):
-            assert part in message
-
-    @pytest.mark.parametrize(("arch", "weights"), registry.REFUSED)
-    def test_known_bad_files(self, arch, weights) -> None:
-        with pytest.raises(ValueError, match="not offered: "):
-            load_model(f"franca_{registry.SHORT_NAMES[arch]}", weights=weights)
-
-    def test_vits_asks_for_a_file(self) -> None:
-        with pytest.raises(ValueError, match=r"published for vit_small.*local_state_dict.*pretrained=False"):
-            load_model("franca_vits14")
-
-    def test_a_hash_is_checked_when_one_is_known(self, released, monkeypatch) -> None:
-        monkeypatch.setitem(registry.SHA256, "franca_vitb14_In21K.pth", "0" * 64)
-        with pytest.raises(DownloadError, match="expected 0000"):
-            load_model("franca_vitb14")
-
-    def test_addresses(self, monkeypatch) -> None:
-        monkeypatch.delenv("FRANCA_HUB_URL", raising=False)
-        assert [address(file) for file in registry.find("vit_large").files] == [
-            "https://github.com/valeoai/Franca/releases/download/v1.0.0/franca_vitl14_Laion600M.pth"
-        ]
-        monkeypatch.setenv("FRANCA_HUB_URL", "https://mirror.example/franca/")
-        assert address(registry.find("vit_base").rasa) == (
-            "https://mirror.example/franca/v1.0.0/franca_vitb14_In21K_rasa.pth"
-        )
 
 
 class TestLocal:

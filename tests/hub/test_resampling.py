@@ -1,11 +1,14 @@
 """How positions are resampled is no tensor: it follows from who wrote the file."""
 
+import ast
+import re
+
 import pytest
 import torch
 
 from franca.hub import load_model
-from franca.hub.layouts import recognise
-from franca.hub.names import chunk_blocks
+from franca.hub.layouts import RESAMPLING, build, recognise
+from franca.hub.names import chunk_blocks, to_timm
 from tests.hub.networks import network
 
 
@@ -76,3 +79,25 @@ def test_timm_gives_the_same_features_on_every_grid(registers) -> None:
             ours = loaded.forward_features(images)
         torch.testing.assert_close(ours["x_norm_clstoken"], theirs[:, 0], rtol=0, atol=2e-5)
         torch.testing.assert_close(ours["x_norm_patchtokens"], theirs[:, 1 + registers :], rtol=0, atol=2e-5)
+
+
+def test_files_of_timm_that_may_be_dinos_are_doubted(tmp_path) -> None:
+    """DINO's first files have timm's names, no layer scale and no mask token, but another resampling."""
+    plain = {n: t for n, t in network(ffn="mlp").state_dict().items() if "gamma" not in n and n != "mask_token"}
+    found = recognise(plain, "a test", num_heads=2)
+    assert found.layout == "timm"
+    doubt = next(note for note in found.notes if "resample" in note)
+    model = build(found)
+    for name, value in re.findall(r"model\.(interpolate_\w+) = ([\w.]*\w)", doubt):
+        assert hasattr(model, name)
+        setattr(model, name, ast.literal_eval(value))
+    assert (model.interpolate_offset, model.interpolate_antialias) == RESAMPLING["dinov2"]
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_files_that_only_timm_writes_are_not_doubted(registers) -> None:
+    state = to_timm(network(ffn="mlp", num_register_tokens=registers).state_dict())
+    for content in (state, {"state_dict": state, "timm_config": {"architecture": "vit_base_patch14_dinov2"}}):
+        found = recognise(content, "a test", num_heads=2)
+        assert found.layout == "timm"
+        assert not any("resample" in note for note in found.notes)
