@@ -1,5 +1,6 @@
 """DuckDB within a fixed amount of memory; what does not fit goes to disk."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +12,15 @@ import duckdb
 from franca.data.preparation.errors import PreparationError
 from franca.data.preparation.rules import quoted
 
+MAX_THREADS = 8
+
 
 class Database:
     """A connection that names files in its errors. Raises PreparationError for settings that DuckDB refuses.
 
     Args:
         memory: limit such as "4GB".
-        threads: of DuckDB, 0: one per core.
+        threads: of DuckDB, 0: one per core, MAX_THREADS at most. Each needs memory for a row group of the files.
         temporary: folder for what does not fit.
     """
 
@@ -25,16 +28,16 @@ class Database:
         self.memory = memory
         settings: dict[str, Any] = {
             "memory_limit": memory,
+            "threads": str(threads or min(os.cpu_count() or 1, MAX_THREADS)),
             "temp_directory": str(temporary),
             "preserve_insertion_order": "false",  # rows carry their number; keeping their order would cost memory
             "enable_external_file_cache": "false",  # every file is read once
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
         }
-        if threads:
-            settings["threads"] = str(threads)
         try:
             self.connection = duckdb.connect(config=settings)
+            self.connection.execute("SET enable_progress_bar = false")  # it would go to stdout
         except duckdb.Error as error:
             raise PreparationError(f"--memory {memory} --threads {threads}: {_first_line(error)}") from None
 
@@ -46,7 +49,9 @@ class Database:
             raise PreparationError(
                 f"{origin}: --memory {self.memory} is too little ({_first_line(error)}): give more, or fewer --threads"
             ) from None
-        except (duckdb.IOException, duckdb.InvalidInputException, duckdb.ConversionException) as error:
+        except (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException):
+            raise  # a mistake in this package
+        except duckdb.Error as error:
             raise PreparationError(f"{origin} can't be read or written ({_first_line(error)})") from None
 
 

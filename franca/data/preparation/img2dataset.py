@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-ENGINES = ("multiprocessing", "pyspark", "ray")
+DISTRIBUTORS = ("multiprocessing", "pyspark", "ray")
 VERIFIED = ("md5", "sha256")  # columns whose value the downloaded bytes must have
 
 
@@ -24,7 +24,7 @@ def download_command(
         hash_column: what `hash` was called in the metadata.
         image_size: pixels of the short side that longer images are shrunk to.
         min_side, max_aspect: as in the selection, since the real images may differ from their metadata; 0: any.
-        distributor: one of ENGINES.
+        distributor: one of DISTRIBUTORS.
     """
     options = {
         "url_list": str(url_list),

@@ -1,8 +1,8 @@
 """All pairs of vectors whose cosine similarity reaches a threshold, exactly, tile by tile."""
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ def choose_search(engine: str, device: str) -> Search:
 
     Raises PreparationError for an engine that isn't there.
     """
-    installed = importlib.util.find_spec("faiss") is not None
+    installed = find_spec("faiss") is not None
     place = choose_device(device)
     if engine not in ENGINES or (engine == "faiss" and not installed):
         hint = "pip install 'franca[prepare]'" if engine == "faiss" else f"there are {', '.join(ENGINES)}"

@@ -1,5 +1,6 @@
 """Which rows stay, as conditions in SQL. The first rule that a row breaks is the reason why it is dropped."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -44,6 +45,9 @@ class SelectionConfig:
     duplicates: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        numbers = (self.min_side, self.max_aspect, self.max_unsafe, self.max_watermark, self.min_similarity)
+        if not all(value is None or math.isfinite(value) for value in numbers):
+            raise PreparationError("limits are finite numbers, or none")
         if not self.min_side >= 0 or not (self.max_aspect == 0 or self.max_aspect >= 1):
             raise PreparationError(
                 f"--min-side {self.min_side} --max-aspect {self.max_aspect}: 0 or more pixels, and a ratio of long to "

@@ -155,7 +155,7 @@ class _Selection:
             f'SELECT "broken rule", count(*) FROM {source} AS rows GROUP BY ALL', str(table.file)
         )
         counts = {reason: count for reason, count in counted if reason is not None}
-        chosen = [f"trim({values['url']}) AS url"]
+        chosen = [f"trim({values['url']}, chr(9) || chr(10) || chr(13) || ' ') AS url"]
         for role in self.columns[1:]:
             value = f"{values[role]}::VARCHAR" if role in values else "NULL::VARCHAR"
             chosen.append(f"{value} AS {role}")
@@ -238,7 +238,7 @@ class _Selection:
             "rows": sum(table.rows for table in self.tables),
             "kept": kept,
             "dropped": {reason: count for reason, count in dropped.items() if count},
-            "options": asdict(self.config) | {"duplicates": self.kinds},
+            "options": asdict(self.config) | {"duplicates": list(self.kinds), "nsfw_tags": list(self.config.nsfw_tags)},
             "columns": list(self.columns),
             "files": files,
             "versions": {"franca": __version__, "duckdb": duckdb.__version__},

@@ -13,7 +13,6 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from franca.data.preparation.errors import PreparationError
@@ -150,9 +149,12 @@ class Lines(Sequence[str]):
 def _read_matrix(file: Path) -> NDArray[np.floating]:
     """(N, D): mapped from an .npy file, read from an .npz file."""
     try:
-        content = np.load(file, mmap_mode="r", allow_pickle=False)
-        matrix = content["embeddings"] if isinstance(content, NpzFile) else content
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        if file.suffix == ".npy":
+            matrix = np.load(file, mmap_mode="r", allow_pickle=False)
+        else:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
+                matrix = content["embeddings"]
+    except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, BadZipFile) as error:
         raise PreparationError(
             f"{file} can't be read as embeddings ({error}): an .npy file is one array (images, width), an .npz file "
             "holds it as `embeddings`"

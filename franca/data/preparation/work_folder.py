@@ -14,6 +14,8 @@ from franca.hub import write_atomically
 
 MANIFEST = "step.json"
 REPORT = "report.json"
+# What steps make in their folder: all else is never removed, such as the images that a list was downloaded to.
+MADE = ("parts", "list", "vectors", "images", "kept.txt", "dropped.tsv", "report.txt", REPORT)
 
 
 class WorkFolder:
@@ -26,7 +28,7 @@ class WorkFolder:
         step: name of the step.
         options: all that changes the result, in plain types.
         inputs: the files that are read.
-        restart: throw away what another call left here, instead of going on or refusing.
+        restart: throw away what steps made here, instead of going on or refusing.
 
     Raises:
         PreparationError: the folder holds something else, or a step with other options or inputs.
@@ -97,14 +99,18 @@ class WorkFolder:
         return self.path / "parts" / name
 
     def publish(self, name: str, files: Mapping[str, Path]) -> None:
-        """Files of parts become a folder of results, all of them or none. files: name there -> file of a part."""
+        """Files become a folder of results, all of them or none, without a copy where there are hard links.
+
+        files: path below that folder -> the file.
+        """
         partial = self.path / f".{name}.partial"
         for folder in (partial, self.path / name):
             shutil.rmtree(folder, ignore_errors=True)
         partial.mkdir()
         for target, file in files.items():
+            (partial / target).parent.mkdir(parents=True, exist_ok=True)
             try:
-                os.link(file, partial / target)
+                os.link(file.resolve(), partial / target)
             except OSError:  # a file system without hard links
                 shutil.copyfile(file, partial / target)
         os.replace(partial, self.path / name)
@@ -129,8 +135,8 @@ class WorkFolder:
                     "name a new or empty folder"
                 )
         elif self.restart:
-            for name in others:
-                _remove(self.path / name)
+            for path in [*(self.path / name for name in MADE), *self.path.glob(".*.partial")]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         else:
             self._refuse_another(json.loads(file.read_text(encoding="utf-8")))
         self.write(MANIFEST, lambda out: _put(out, json.dumps(self.content, indent=2) + "\n"))
@@ -173,7 +179,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
