@@ -80,7 +80,7 @@ def job_config(options: argparse.Namespace) -> JobConfig:
 def run_local(options: argparse.Namespace, job: JobConfig, arguments: list[str], output: Path) -> int:
     """Train here; returns the exit status."""
     run = LocalRun(arguments, job.processes, output / "jobs" / "local", job.minutes if job.time else None)
-    print(f"{job.processes} processes on this machine; log of the first: {run.logs[0]}", file=sys.stderr)
+    print(f"log of the first process: {run.logs[0]}", file=sys.stderr)
     return run.run(options.follow)
 
 
@@ -89,7 +89,7 @@ def run_on_slurm(options: argparse.Namespace, job: JobConfig, arguments: list[st
     from franca.launch import slurm
 
     paths = slurm.submit(job, arguments, output)
-    print(f"job {paths.job_id}: {job.processes} processes on {job.nodes} nodes; log of the first: {paths.stdout}")
+    print(f"job {paths.job_id}; log of the first process: {paths.stdout}")
     print(f"squeue -j {paths.job_id} shows its state, scancel {paths.job_id} stops it with its state saved", flush=True)
     try:
         return slurm.follow(paths) if options.follow else 0
@@ -98,30 +98,37 @@ def run_on_slurm(options: argparse.Namespace, job: JobConfig, arguments: list[st
         return 130
 
 
-def describe(options: argparse.Namespace, job: JobConfig, arguments: list[str], output: Path) -> str:
-    """What would be started."""
-    command = shlex.join(["python", "-m", "franca.train", *arguments])
-    if options.local:
-        return f"{job.processes} processes on this machine, each: {command}"
+def sbatch_file(job: JobConfig, output: Path) -> str:
+    """What would be submitted."""
     from franca.launch import slurm
 
-    return f"{slurm.executor(job, output).sbatch_file()}\n# each of the {job.processes} processes: {command}"
+    return slurm.executor(job, output).sbatch_file()
+
+
+def require_cluster(options: argparse.Namespace, job: JobConfig, output: Path) -> None:
+    """Raises LaunchError when a job can't be submitted from here, or can't write where it should."""
+    from franca.launch import slurm
+
+    slurm.require_sbatch()
+    if not options.shared:
+        slurm.require_shared(output, job.partition)
 
 
 def launch(options: argparse.Namespace, config: TrainConfig) -> int:
     """Check, claim the run folder, and start."""
     job, output = job_config(options), Path(config.output).resolve()
+    config = config.for_ranks(job.processes)
     # The recorded configuration, not the file that was given: that one may change while the job waits in the queue.
     arguments = ["--config", str(output / "config.yaml")]
     if options.dry_run:
-        print(describe(options, job, arguments, output))
+        print("" if options.local else sbatch_file(job, output))
+        print(f"# each process: {shlex.join(['python', '-m', 'franca.train', *arguments])}")
+    elif not options.local:
+        require_cluster(options, job, output)
+    place = "this machine" if options.local else f"{job.nodes} node{'s' if job.nodes > 1 else ''}"
+    print(f"processes: {job.processes} on {place}; {config.effective_batch} images a step", file=sys.stderr)
+    if options.dry_run:
         return 0
-    if not options.local:
-        from franca.launch import slurm
-
-        slurm.require_sbatch()
-        if not options.shared:
-            slurm.require_shared(output, job.partition)
     claim_run_folder(config)
     return (run_local if options.local else run_on_slurm)(options, job, arguments, output)
 

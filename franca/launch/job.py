@@ -1,5 +1,6 @@
 """What each process of a SLURM job does: it becomes a rank, trains, and goes back into the queue when it must stop."""
 
+import logging
 import os
 import runpy
 import signal
@@ -59,6 +60,7 @@ class TrainingJob(Checkpointable):
         self.arguments = arguments
 
     def __call__(self) -> None:
+        logging.getLogger("submitit").propagate = False  # it writes by itself
         environment = submitit.JobEnvironment()
         os.environ.update(rank_variables(environment))
         notice = signal.Signals[f"SIG{environment.USR_SIG}"]

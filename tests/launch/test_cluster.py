@@ -1,5 +1,6 @@
 """Runs on a real SLURM: FRANCA_SLURM names the slurm.conf of a cluster that scripts/slurm_test_cluster.sh started."""
 
+import os
 import re
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def launch(cluster: None, tiny: Path) -> Iterator[Launch]:
         command = [sys.executable, "-m", "franca.launch", "--time", "30", "--config", str(tiny), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr
-        jobs.append(re.findall(r"^job (\d+): ", done.stdout)[0])
+        jobs.append(re.findall(r"^job (\d+); ", done.stdout)[0])
         return jobs[-1]
 
     yield submit
@@ -58,8 +59,18 @@ def steps(run: Path) -> int:
     return max((line["step"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line), default=0)
 
 
-def wait_for_step(run: Path, step: int) -> None:
-    wait_for(lambda: steps(run) >= step, f"step {step} in {run}")
+def wait_while_it_runs(run: Path, job: str, condition: Callable[[], Any], what: str) -> None:
+    def met() -> Any:
+        ended = job_state(job) in (*ENDED, GONE)  # asked first: what it did last counts
+        done = condition()
+        assert done or not ended, f"job {job} ended without {what}:\n{log_of(run, job)}"
+        return done
+
+    wait_for(met, what)
+
+
+def wait_for_step(run: Path, job: str, step: int) -> None:
+    wait_while_it_runs(run, job, lambda: steps(run) >= step, f"step {step}")
 
 
 def wait_for_end(job: str) -> str:
@@ -67,8 +78,8 @@ def wait_for_end(job: str) -> str:
     return job_state(job)
 
 
-def log_of(run: Path, job: str) -> str:
-    return (run / "jobs" / job / f"{job}_0_log.out").read_text()
+def log_of(run: Path, job: str, rank: int = 0) -> str:
+    return (run / "jobs" / job / f"{job}_{rank}_log.out").read_text()
 
 
 def numbers(run: Path) -> list[dict[str, Any]]:
@@ -76,19 +87,20 @@ def numbers(run: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in TIMING} for line in lines]
 
 
-def test_a_job_requeued_in_the_middle_ends_with_the_losses_of_an_uninterrupted_run(
+def test_two_tasks_requeued_in_the_middle_end_with_the_losses_of_an_uninterrupted_run(
     launch: Launch, tiny: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    job = launch("steps=150")
-    wait_for_step(run, 20)
+    job = launch("--tasks-per-node", "2", "steps=150")
+    wait_for_step(run, job, 20)
     subprocess.run(["scontrol", "requeue", job], check=True)
     assert wait_for_end(job) == "COMPLETED", log_of(run, job)
     continued = re.findall(r"continuing from step (\d+)", log_of(run, job))
     assert len(continued) == 1
     assert 20 <= int(continued[0]) < 150
+    assert "Starting with" in log_of(run, job, rank=1)
 
-    command = [sys.executable, "-m", "franca.launch", "--local", "--config", str(tiny)]
+    command = [sys.executable, "-m", "franca.launch", "--local", "--tasks-per-node", "2", "--config", str(tiny)]
     whole = tmp_path / "whole"
     done = subprocess.run([*command, "steps=150", f"output={whole}"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -101,13 +113,13 @@ def test_before_the_time_limit_the_run_saves_and_requeues_itself_until_it_is_can
 ) -> None:
     run = tmp_path / "run"
     job = launch("steps=1000000")
-    wait_for_step(run, 1)
+    wait_for_step(run, job, 1)
     subprocess.run(["scancel", "--signal=USR2", job], check=True)  # as SLURM does it before the limit
-    wait_for(lambda: "continuing from step" in log_of(run, job), "the second stretch")
+    wait_while_it_runs(run, job, lambda: "continuing from step" in log_of(run, job), "a second stretch")
     saved = int(re.findall(r"stopped at step (\d+) by SIGTERM", log_of(run, job))[0])
     assert f"continuing from step {saved} " in log_of(run, job)
 
-    wait_for_step(run, saved + 1)
+    wait_for_step(run, job, saved + 1)
     subprocess.run(["scancel", job], check=True)
     assert wait_for_end(job) == "CANCELLED"
     saved = int(re.findall(r"stopped at step (\d+) by SIGTERM", log_of(run, job))[1])
@@ -120,3 +132,13 @@ def test_a_run_that_fails_is_a_failed_job_and_followed_to_its_reason(cluster: No
     assert done.returncode == 1
     assert "error: data.path='/no/such/folder' does not exist" in done.stdout
     assert re.search(r"^job \d+: FAILED$", done.stderr, re.MULTILINE)
+
+
+def test_when_one_task_dies_the_job_does_not_wait_for_it(launch: Launch, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = launch("--tasks-per-node", "2", "steps=1000000")
+    wait_for_step(run, job, 1)
+    listed = subprocess.run(["scontrol", "listpids", job], capture_output=True, text=True, check=True).stdout
+    (second,) = [row.split()[0] for row in listed.splitlines() if row.split()[4] == "1"]
+    os.kill(int(second), 9)
+    assert wait_for_end(job) == "FAILED"
