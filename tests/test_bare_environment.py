@@ -1,7 +1,7 @@
 """Published weights load where torch, and what torch itself needs, is all that is installed."""
 
 import os
-import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -17,18 +17,30 @@ SITE = Path(sysconfig.get_path("purelib"))
 PROGRAM = """
 import sys, warnings, torch
 warnings.simplefilter("error")  # torch itself complains that numpy is not there
-import franca, franca.hub, franca.models, hubconf
-from franca.hub import checkpoint, files, safetensors
-
 untrained = torch.hub.load(sys.argv[1], "franca_vits14", source="local", pretrained=False, img_size=28)
+import franca, franca.hub, franca.models
+from franca.hub import checkpoint, files, safetensors
+from franca.models import RASAHead
+
+images, head = torch.ones(1, 3, 28, 28), RASAHead(untrained.embed_dim, 2)
 torch.save({"teacher": {f"module.backbone.{n}": t for n, t in untrained.state_dict().items()}}, "small.pth")
+torch.save(head.state_dict(), "small_rasa.pth")
 with open("small.safetensors", "wb") as file:
     safetensors.write(untrained.state_dict(), {}, file)
 for path in ("small.pth", "small.safetensors"):
-    model = franca.load_model("franca_vits14", local_state_dict=path)
-    assert torch.equal(model(torch.ones(1, 3, 28, 28)), untrained(torch.ones(1, 3, 28, 28)))
+    model = torch.hub.load(sys.argv[1], "franca_vits14", source="local", local_state_dict=path, use_rasa_head=True)
+    assert torch.equal(model(images), untrained(images))
+    found = model.forward_features(images, use_rasa_head=True)
+    assert torch.equal(found["patch_token_rasa"], head(found["x_norm_patchtokens"]))
+    assert torch.equal(franca.load_model(checkpoint=path)(images), untrained(images))
     assert franca.hub.describe(path)["arch"] == "vit_small"
+print(franca.__file__)
 print(*sorted({name.split(".")[0] for name in sys.modules}))
+"""
+IMPORTABLE = """
+import pkgutil, sys, sysconfig
+own = sysconfig.get_path("stdlib")
+print(*[module.name for module in pkgutil.iter_modules([place for place in sys.path if not place.startswith(own)])])
 """
 
 
@@ -67,26 +79,50 @@ def bare(tmp_path_factory) -> Path:
     return folder
 
 
-def run(program: str, path: list[Path], work: Path) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """The repository as far as torch.hub needs it."""
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copytree(ROOT / "franca", folder / "franca", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "hubconf.py", folder)
+    return folder
+
+
+def run(program: str, path: list[Path], work: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Without the site folder (-S)."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FRANCA_"))}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
-    command = [sys.executable, "-S", "-c", program, str(ROOT)]
+    command = [sys.executable, "-S", "-c", program, *map(str, arguments)]
     return subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True)
 
 
-def test_everything_loads_with_torch_alone(bare, tmp_path) -> None:
-    done = run(PROGRAM, [bare, ROOT], tmp_path)
+def test_everything_loads_from_a_clone_with_torch_alone(bare, clone, tmp_path) -> None:
+    """By torch.hub and without it, forward passes and RASA heads too; the clone is on no path before torch.hub's."""
+    done = run(PROGRAM, [bare], tmp_path, clone)
     assert done.returncode == 0, done.stderr
-    loaded = set(done.stdout.split())
-    assert {"torch", "franca", "hubconf"} <= loaded
-    assert not loaded & {"numpy", "PIL", "torchvision", "omegaconf", "rich"}
+    place, modules = done.stdout.splitlines()[-2:]
+    assert Path(place).is_relative_to(clone)
+    loaded = set(modules.split())
+    assert {"torch", "franca"} <= loaded
+    assert not loaded & ({"numpy", "PIL", "torchvision", "omegaconf", "rich"} - needed_by_torch())
 
 
-@pytest.mark.parametrize("module", ["torchvision", "omegaconf", "PIL", "rich", "timm", "transformers", "safetensors"])
-def test_the_environment_is_bare(bare, tmp_path, module) -> None:
-    """What the rest of the project uses is really out of reach, or the test above says nothing."""
-    if module in {re.sub(r"\.py$", "", entry.name) for entry in bare.iterdir()}:
+def needed_by_torch() -> set[str]:
+    """Top-level modules and packages of torch and its requirements."""
+    return {entry.split(".")[0] for entry in top_levels(closure("torch"))}
+
+
+def test_the_environment_is_bare(bare, tmp_path) -> None:
+    """Nothing else can be imported, or the test above says nothing."""
+    done = run(IMPORTABLE, [bare], tmp_path)
+    found = set(done.stdout.split())
+    assert "torch" in found
+    assert found <= needed_by_torch()
+
+
+@pytest.mark.parametrize("module", ["numpy", "torchvision", "omegaconf", "PIL", "rich", "timm", "safetensors"])
+def test_what_the_rest_of_the_project_uses_is_out_of_reach(bare, tmp_path, module) -> None:
+    if module in needed_by_torch():
         pytest.skip(f"{module} belongs to torch's own requirements here")
-    done = run(f"import {module}", [bare, ROOT], tmp_path)
-    assert "ModuleNotFoundError" in done.stderr
+    done = run(f"import {module}", [bare], tmp_path)
+    assert f"ModuleNotFoundError: No module named '{module}'" in done.stderr

@@ -55,4 +55,6 @@ def heads_of_width(width: int) -> int | None:
 
 def _doubt(width: int, heads: int) -> str:
     source = f"as of {KNOWN_HEADS[width][0]}" if width in KNOWN_HEADS else f"width / {HEAD_WIDTH}"
-    return f"the file doesn't hold the number of attention heads: {heads} are taken ({source}); num_heads=… sets others"
+    return (
+        f"the file doesn't tell its attention heads: num_heads={heads} is taken ({source}); give it where that is wrong"
+    )

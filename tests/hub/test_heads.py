@@ -46,7 +46,7 @@ def test_known_networks_of_other_heads(name) -> None:
         model = timm.create_model(name, depth=1)
     heads, note = attention_heads(model.embed_dim, None, "a test")
     assert heads == model.blocks[0].attn.num_heads != model.embed_dim // 64
-    assert f"{heads} are taken" in note
+    assert f"num_heads={heads} is taken" in note
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_folder_of_timm_needs_no_guess(tmp_path, config, heads, capsys) -> Non
 
 def test_an_architecture_that_isnt_known_is_guessed_and_said(tmp_path, capsys) -> None:
     assert load_model(checkpoint=saved_by_timm(tmp_path, 64, architecture="somebodys_vit")).num_heads == 1
-    assert "attention heads: 1 are taken" in capsys.readouterr().err
+    assert "attention heads: num_heads=1 is taken" in capsys.readouterr().err
 
 
 def test_other_widths_ask() -> None:
