@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 
 from franca.metrics import read_metrics
+from franca.train import trainer
 from franca.train.__main__ import main
 from franca.train.config import load_config
+from franca.train.quantities import loss_values
 from franca.train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -227,8 +229,7 @@ def test_unlabelled_images_switch_online_evaluation_off(
 def test_endless_nan_is_an_error_with_advice(
     run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    losses = Trainer._losses
-    monkeypatch.setattr(Trainer, "_losses", lambda self, report: losses(self, report) * torch.nan)
+    monkeypatch.setattr(trainer, "loss_values", lambda report: loss_values(report) * torch.nan)
     assert run("recovery.max_skips=1", "recovery.max_rollbacks=1") == 2
     assert re.search(r"error: step 1: loss, .* not finite .*Lower optimizer\.lr", capsys.readouterr().err)
 

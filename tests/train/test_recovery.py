@@ -82,7 +82,7 @@ def test_one_bad_step_is_named_and_skipped_without_a_trace(
     trainer.run()
 
     kept = ("student", "optimizer", "meter")
-    assert {name.split(".")[0] for name in differing(seen[2], seen[3])} <= {"teacher", "progress"}
+    assert {name.split(".")[0] for name in differing(seen[2], seen[3])} <= {"teacher", "progress", "data"}
     assert set(kept) <= {name.split(".")[0] for name in differing(seen[3], seen[4])}
     said = capsys.readouterr().out
     assert "WARNING: skipped what was not finite" in said
