@@ -25,8 +25,10 @@ FLOORS = {
     "franca.metrics": 0,
     "franca.config": 0,
     "franca.devices": 1,
+    "franca.peaks": 1,
     "franca.objective": 1,
     "franca.hub": 1,
+    "franca.flops": 2,
     "franca": 2,  # the package itself: only hands on what franca.hub offers
     "franca.data": 2,
     "franca.train": 3,
