@@ -76,6 +76,14 @@ NO_REPORT = f"{SMALL_RASA} evidence.crops=0"
 SMALL_VOC = f"{NO_REPORT} backbone.name=runs/vitb14/teacher.pth gradient.batch_size=4 gradient.lr=0.05"
 IMAGES_RASA = ".venv/bin/python -m rasa.train --config configs/rasa/images.yaml data.path=/path/to/images"
 VOC_RASA = ".venv/bin/python -m rasa.train --config configs/rasa/{} data.path=/path/to/VOCdevkit/VOC2012/JPEGImages"
+VITB14 = (
+    ".venv/bin/python -m franca.train --config configs/pretrain/vitb14_in21k.yaml data.path=/path/to/images "
+    "output=runs/vitb14"
+)
+PUBLISH = (
+    ".venv/bin/python -m franca.publish runs/vitb14 releases/vitb14 --data ImageNet-21K "
+    '--licence "CC BY-NC 4.0" --with-state'
+)
 
 COMMANDS = {
     # README.md
@@ -104,10 +112,9 @@ COMMANDS = {
     VOC_RASA.format("voc.yaml"): Run(SMALL_VOC),
     # training.md
     ".venv/bin/python -m franca.train --config configs/recipes/quickstart.yaml": Run(f"steps=3 {SMALL}"),
-    (
-        ".venv/bin/python -m franca.train --config configs/pretrain/vitb14_in21k.yaml "
-        "data.path=/path/to/images output=runs/vitb14"
-    ): Run(f"steps=2 {SMALL}"),
+    PUBLISH: Run(instead=f"{VITB14} steps=2 {SMALL} && {PUBLISH}"),
+    "cd releases/vitb14 && sha256sum -c SHA256SUMS": Run(),
+    VITB14: Run(f"steps=2 {SMALL}"),
     (
         ".venv/bin/python -m franca.train --config configs/pretrain/vitl14_in21k.yaml "
         "data.path=/path/to/images --dry-run"
@@ -190,7 +197,7 @@ def place_files(folder: Path, stand_ins: Path, text: str) -> None:
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A working folder that looks like a clone: links to all that is not ignored, hidden or made by a run."""
-    made_here = {"runs", "report", "build", "weights"}
+    made_here = {"runs", "releases", "report", "build", "weights"}
     for path in ROOT.iterdir():
         if path.name not in made_here and not path.name.startswith(".") and path.suffix != ".egg-info":
             (tmp_path / path.name).symlink_to(path)
