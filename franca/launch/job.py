@@ -9,6 +9,7 @@ import sys
 from types import FrameType
 
 import submitit
+from submitit.core.utils import UncompletedJobError
 from submitit.helpers import Checkpointable
 
 UNANSWERED = "unknown: SLURM does not answer"
@@ -78,7 +79,11 @@ class TrainingJob(Checkpointable):
             sys.exit(status)  # cancelled, or already on its way back into the queue
         else:
             assert callable(requeue), f"submitit does not handle {notice.name}"
-            requeue(notice, None)
+            try:
+                requeue(notice, None)
+            except UncompletedJobError as end:
+                print(f"{end} Its state is saved; the launch command continues it (--requeues)", file=sys.stderr)
+                sys.exit(status)
 
 
 def _end(status: int) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import submitit
+from submitit.core.utils import UncompletedJobError
 
 from franca.launch import job
 from franca.launch.job import GONE, UNANSWERED, TrainingJob, job_state, rank_variables, run_training
@@ -68,6 +69,19 @@ def step(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
 def test_the_first_process_of_a_stopped_run_requeues_the_job(step: Callable[..., list[int]]) -> None:
     assert step("0", 143, "RUNNING") == [signal.SIGUSR2]
     assert step("0", 143, UNANSWERED) == [signal.SIGUSR2]
+
+
+def test_a_job_that_was_requeued_too_often_says_how_to_go_on(
+    step: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UncompletedJobError("Job not requeued because: timed-out too many times.")
+
+    monkeypatch.setattr(signal, "getsignal", lambda _: refuse)
+    with pytest.raises(SystemExit) as end:
+        step("0", 143, "RUNNING")
+    assert end.value.code == 143
+    assert "timed-out too many times. Its state is saved; the launch command continues it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "PENDING"])
