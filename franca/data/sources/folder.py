@@ -1,14 +1,15 @@
 """Every image below a folder, in one fixed order."""
 
 import os
-from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from franca.data.decode import EXTENSIONS, read_image
-from franca.data.errors import DataError, EmptyFolder, MissingFolder, UnreadableImage
+from franca.data.errors import EmptyFolder, MissingFolder, UnreadableImage
+from franca.data.sources.listing import list_images
+from franca.data.sources.names import Names
 
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 FILES_TRIED = 100  # how many unreadable files, spread over the list, make a folder unusable
@@ -32,19 +33,17 @@ class ImageFolder:
             raise MissingFolder(f"data.path={path!r} {what}; name a folder of images")
         self.root = Path(path)
         self.channels = channels
-        files = sorted(_image_files(path))
-        # One block of bytes: a list of millions of strings is copied into every worker, bit by bit, as it is read.
-        self._names = b"".join(map(os.fsencode, files))
-        self._ends = np.cumsum([0] + [len(os.fsencode(file)) for file in files])
+        files = list_images(path)
+        self._names = Names.of(files)
         self.classes, self.labels = _classes(files)
         self._check_usable()
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._names)
 
     def name(self, index: int) -> str:
         """Path of an image relative to the folder."""
-        return os.fsdecode(self._names[self._ends[index] : self._ends[index + 1]])
+        return self._names[index]
 
     def load(self, index: int) -> Tensor:
         """Image ``index``, (channels, H, W) uint8. Raises UnreadableImage."""
@@ -66,42 +65,13 @@ class ImageFolder:
         )
 
 
-def _image_files(root: str) -> Iterator[str]:
-    """Paths relative to root, in no particular order."""
-    pending, seen = [""], set()
-    while pending:
-        folder = pending.pop()
-        place = os.path.join(root, folder)
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        try:
-            with os.scandir(place) as entries:
-                listing = sorted(entries, key=lambda entry: entry.name, reverse=True)
-        except PermissionError:
-            raise DataError(f"the folder {place!r} may not be read: change its permissions, or move it away") from None
-        for entry in listing:
-            if entry.name.startswith("."):
-                continue
-            path = os.path.join(folder, entry.name)
-            if entry.name.lower().endswith(EXTENSIONS) and _holds(entry.is_file):
-                yield path
-            elif _holds(entry.is_dir):
-                pending.append(path)
-
-
-def _holds(question: Callable[[], bool]) -> bool:
-    try:
-        return question()
-    except OSError:  # a link to itself
-        return False
-
-
 def _classes(files: list[str]) -> tuple[list[str], list[int] | None]:
-    parts = [file.split(os.sep, 1) for file in files]
-    names = sorted({part[0] for part in parts if len(part) == 2})
-    if len(names) < 2 or SPLIT_NAMES.issuperset(names) or any(len(part) == 1 for part in parts):
+    """From sorted paths: first-level names and the number of each file's own, or ([], None)."""
+    names, counts = [], []
+    for name, group in groupby(files, lambda file: file[: file.find(os.sep)]):
+        names.append(name)
+        counts.append(sum(1 for _ in group))
+    if len(names) < 2 or SPLIT_NAMES.issuperset(names) or any(os.sep not in file for file in files):
         return [], None
-    numbers = {name: number for number, name in enumerate(names)}
-    return names, [numbers[part[0]] for part in parts]
+    order = {name: number for number, name in enumerate(sorted(names))}
+    return sorted(names), [label for name, count in zip(names, counts, strict=True) for label in [order[name]] * count]
