@@ -4,8 +4,10 @@ Rules: the first frame of animations and multi-page files; upright by the EXIF o
 16-bit values scaled to 8 bits; 32-bit and floating-point values stretched from their least to their largest.
 """
 
+import io
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -34,19 +36,33 @@ def read_image(path: str | Path, channels: int = 3) -> Tensor:
     Raises UnreadableImage, whatever is wrong with the file.
     """
     try:
-        # Decoders warn about files they can still read.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            pixels = _read_array(path) if str(path).lower().endswith(".npy") else _read_picture(path, channels)
-        return _to_tensor(pixels, channels)
+        # Opened here: by a name Pillow maps an uncompressed TIFF into memory, and then turns its sides but not its
+        # pixels upright.
+        with open(path, "rb") as file:
+            return _decode(file, str(path), channels)
     except Exception as error:  # decoders raise nearly anything on broken files
         raise UnreadableImage(str(path), f"{type(error).__name__}: {error}") from error
 
 
-def _read_picture(path: str | Path, channels: int) -> np.ndarray:
+def decode_image(content: bytes, name: str, channels: int = 3) -> Tensor:
+    """As read_image, from the bytes of a file that was called ``name`` (member of an archive)."""
+    try:
+        return _decode(io.BytesIO(content), name, channels)
+    except Exception as error:
+        raise UnreadableImage(name, f"{type(error).__name__}: {error}") from error
+
+
+def _decode(file: BinaryIO, name: str, channels: int) -> Tensor:
+    # Decoders warn about files they can still read.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pixels = _read_array(file) if name.lower().endswith(".npy") else _read_picture(file, channels)
+    return _to_tensor(pixels, channels)
+
+
+def _read_picture(file: BinaryIO, channels: int) -> np.ndarray:
     """Any format Pillow knows -> (H, W) or (H, W, C), uint8."""
-    # By its name Pillow maps an uncompressed TIFF into memory, and then turns its sides but not its pixels upright.
-    with open(path, "rb") as file, Image.open(file) as image:
+    with Image.open(file) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}; shrink the file to use it")
@@ -84,9 +100,9 @@ def _in_channels(image: Image.Image, channels: int) -> np.ndarray:
     return np.asarray(image.convert("RGB" if channels == 3 else "L"))
 
 
-def _read_array(path: str | Path) -> np.ndarray:
+def _read_array(file: BinaryIO) -> np.ndarray:
     """A saved array of shape (H, W) or (H, W, C) -> the same shape, uint8."""
-    array = np.load(path, allow_pickle=False)
+    array = np.load(file, allow_pickle=False)
     if array.ndim not in (2, 3):
         raise ValueError(f"shape {array.shape} is neither (height, width) nor (height, width, channels)")
     return _to_8_bits(array, str(array.dtype))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from franca.data.sources.folder import ImageFolder
 from franca.data.sources.photographs import SamplePhotographs
+from franca.data.sources.tars import TarFolder
 
 
 class Source(Protocol):
@@ -16,7 +17,9 @@ class Source(Protocol):
     """
 
     classes: list[str]
-    labels: list[int] | None
+
+    @property
+    def labels(self) -> list[int] | None: ...
 
     def __len__(self) -> int: ...
 
@@ -29,4 +32,9 @@ class Source(Protocol):
         ...
 
 
-SOURCES: dict[str, Callable[[str, int], Source]] = {"folder": ImageFolder, "photographs": SamplePhotographs}
+# Shards and mixtures of sources, whose images have no numbers, are built by DataConfig alone.
+SOURCES: dict[str, Callable[[str, int], Source]] = {
+    "folder": ImageFolder,
+    "photographs": SamplePhotographs,
+    "tars": TarFolder,
+}
