@@ -14,10 +14,15 @@ from franca.data.masking import Mask, MaskConfig
 
 
 class SkippedFile(NamedTuple):
-    """A file that could not be used, and why."""
+    """A file that could not be used, and why.
+
+    part: number of its source in a mixture. is_shard: it is a whole shard that gave nothing.
+    """
 
     name: str
     reason: str
+    part: int = 0
+    is_shard: bool = False
 
 
 @dataclass
@@ -30,11 +35,15 @@ class Crops:
 
 @dataclass
 class Sample:
-    """Crops of the image that became sample ``number`` of the run, and the files skipped on the way to it."""
+    """Crops of the image that became sample ``number`` of the run, and the files skipped on the way to it.
+
+    part: number of the image's source in a mixture.
+    """
 
     crops: Crops
     number: int
     skipped: list[SkippedFile] = field(default_factory=list)
+    part: int = 0
 
 
 @dataclass
@@ -47,7 +56,8 @@ class PretrainBatch:
     mask_indices: (M,) int64, places of the masked patches in the 2B * N patches, ascending; padded with 0
     mask_weights: (M,) float32, 1 / number of masked patches of the own crop; 0 for padding
     mask_valid: (M,) bool, False for padding
-    n_images: B. sample_numbers: of each image. skipped: files replaced while the batch was made
+    n_images: B. sample_numbers, parts: of each image, its number in the run and that of its source in a mixture.
+    skipped: files replaced while the batch was made
     """
 
     global_crops: Tensor
@@ -59,6 +69,7 @@ class PretrainBatch:
     n_images: int
     sample_numbers: list[int] = field(default_factory=list)
     skipped: list[SkippedFile] = field(default_factory=list)
+    parts: list[int] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> "PretrainBatch":
         """The same batch on another device; copies from pinned memory don't wait."""
@@ -88,6 +99,7 @@ def collate(samples: Sequence[Sample], mask: Mask, config: MaskConfig, generator
         n_images=len(crops),
         sample_numbers=[sample.number for sample in samples],
         skipped=[file for sample in samples for file in sample.skipped],
+        parts=[sample.part for sample in samples],
     )
 
 

@@ -1,109 +1,126 @@
-"""An endless stream of batches whose content is a function of (seed, batch number) alone."""
+"""An endless stream of batches whose content is a function of (seed, position) alone."""
 
-import itertools
-import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Generator, Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from franca.data.ahead import read_ahead
 from franca.data.batch import PretrainBatch, Sample, SkippedFile, collate
+from franca.data.config import DataConfig, spare_cores
+from franca.data.decode import decode_image
 from franca.data.errors import DataError, TooManyBrokenFiles, UnreadableImage, WorkerDied
-from franca.data.masking import MaskConfig
-from franca.data.multi_crop import CropConfig, MultiCrop
+from franca.data.mixture import Mixture, describe
+from franca.data.multi_crop import MultiCrop
 from franca.data.random_streams import generator, shuffled, stream_seed
-from franca.data.skip_log import SkipLog, listed
-from franca.data.sources import SOURCES, Source
+from franca.data.skip_log import LOADS_BEFORE_VERDICT, SkipLog, listed
+from franca.data.sources import Source
+from franca.data.sources.shards import Shards
+from franca.data.work import StreamTable, Work, plan
+
+__all__ = ["DataConfig", "PretrainLoader", "SkipLog", "spare_cores"]
 
 REPLACEMENTS = 50  # draws for one sample before the loader gives up
-
-
-def spare_cores() -> int:
-    """Worker processes by default: one core less than there are, at most 8."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed - 1, 8)
-
-
-@dataclass
-class DataConfig:
-    """Where images come from and how they become batches.
-
-    source: one of SOURCES. path: the folder; for "photographs" the split (train, test or all).
-    channels: of the images, see decode.read_image. batch_size: images per micro-batch.
-    workers: processes that decode and augment; 0 does it in the main process; by default one core less than there
-    are, at most 8. prefetch: batches each worker keeps ready.
-    start_method: how workers start: fork (quick, the choice of "auto" on Linux), spawn or forkserver (safe beside
-    threads and some network libraries, some seconds slower).
-    max_broken_share: share of unreadable files above which the run stops.
-    """
-
-    source: str = "folder"
-    path: str = ""
-    channels: int = 3
-    batch_size: int = 32
-    workers: int = field(default_factory=spare_cores)
-    prefetch: int = 2
-    start_method: str = "auto"
-    max_broken_share: float = 0.1
-    crops: CropConfig = field(default_factory=CropConfig)
-    mask: MaskConfig = field(default_factory=MaskConfig)
-
-    def __post_init__(self) -> None:
-        if self.source not in SOURCES:
-            raise ValueError(f"data.source={self.source!r}: choose one of {', '.join(SOURCES)}")
-        for name, least in (("channels", 1), ("batch_size", 1), ("workers", 0), ("prefetch", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"data.{name}={getattr(self, name)}: choose {least} or more")
-        methods = ["auto", *multiprocessing.get_all_start_methods()]
-        if self.start_method not in methods:
-            raise ValueError(f"data.start_method={self.start_method!r}: choose one of {', '.join(methods)}")
-        if not 0 <= self.max_broken_share <= 1:
-            raise ValueError(f"data.max_broken_share={self.max_broken_share}: choose a share from 0 to 1")
-        if len(self.crops.mean) not in (1, self.channels):
-            raise ValueError(
-                f"data.crops.mean={self.crops.mean} has {len(self.crops.mean)} values, but data.channels="
-                f"{self.channels}: give data.crops.mean and data.crops.std one value per channel"
-            )
-
-    def build_source(self) -> Source:
-        """The images themselves. Raises DataError when there are none."""
-        return SOURCES[self.source](self.path, self.channels)
 
 
 class PretrainLoader:
     """Batches for pretraining.
 
-    Sample n = batch number * batch_size + place shows image shuffled(n mod len) of epoch n div len, augmented by
-    (seed, n); masks are drawn from (seed, batch number). Workers change who computes a batch, never its content.
+    Batch k of rank r, of R ranks, holds samples first to first + batch_size - 1, first = (k * R + r) * batch_size.
+    Sample n shows image shuffled(n mod len) of epoch n div len, or the next image of the rank's streams of shards (see
+    shard_streams), augmented by (seed, n); masks are drawn from (seed, k * R + r). Workers change who computes a
+    batch, never its content.
     pin_memory: put batches where an accelerator can fetch them by itself. skipped: what could not be read so far.
     """
 
     def __init__(
-        self, source: Source, config: DataConfig, seed: int, patch_size: int, pin_memory: bool = False
+        self,
+        source: Source | Shards | Mixture,
+        config: DataConfig,
+        seed: int,
+        patch_size: int,
+        pin_memory: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.config = config
         self.pin_memory = pin_memory
-        self.skipped = SkipLog(config.max_broken_share, len(source))
-        self._batches = _Batches(source, config, seed, patch_size)
+        self.rank, self.world_size = rank, world_size
+        self._mixture = source if isinstance(source, Mixture) else Mixture([source], [1.0])
+        self.skipped = _skip_log(self._mixture, config.max_broken_share)
+        self._batches = _Batches(self._mixture, config, seed, patch_size)
+        self._images = 0  # given by all ranks
+        self._table = StreamTable(self._mixture)
+        for part in self._table.shards:
+            self._table.own(part, rank, world_size)  # refuses too few streams at the start
 
-    def batches(self, start: int = 0) -> Iterator[PretrainBatch]:
-        """Batches start, start + 1, … without end.
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the loader stands after the last batch given.
 
-        Raises TooManyBrokenFiles, and WorkerDied when a worker process is lost.
+        images: int64 scalar, samples given by all ranks; streams: (streams, 6) int64, rows of other ranks' streams are
+        -1. So the state of the whole run is the element-wise maximum over ranks.
         """
-        batches = iter(self._data_loader(start))
+        own = self._table.is_own(self.rank, self.world_size)
+        return {"images": torch.tensor(self._images), "streams": self._table.rows.where(own[:, None], -1)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Goes on from the state of a whole run, on any number of ranks: no sample is repeated or lost.
+
+        Raises DataError when it is that of other shards.
+        """
+        rows = state["streams"]
+        if rows.shape != self._table.rows.shape or bool((rows < 0).any()):
+            raise DataError(
+                f"the saved position is of {len(rows)} streams of shards ({int((rows < 0).any(1).sum())} unknown), but "
+                f"data describes {len(self._table.rows)}: continue with the same shards and data.shards.streams"
+            )
+        self._images = int(state["images"])
+        self._table.rows.copy_(rows)
+
+    def batches(self, start: int | None = None) -> Iterator[PretrainBatch]:
+        """This rank's batches without end, from where the loader stands, or from its batch ``start`` on.
+
+        Raises TooManyBrokenFiles, WorkerDied when a worker process is lost, and DataError when shards stand elsewhere
+        than at ``start``.
+        """
+        if start is not None:
+            images = start * self.world_size * self.config.batch_size
+            if self._table.shards and images != self._images:
+                raise DataError(
+                    f"shards can't be entered at batch {start}: they stand at image {self._images}; load the state "
+                    "that was saved with that batch"
+                )
+            self._images = images
+        return self._from_here()
+
+    def _from_here(self) -> Iterator[PretrainBatch]:
+        given: deque[dict[int, list[int]]] = deque()
+        works = self._works(given)
+        batches = iter(self._data_loader(works))
         try:
             while True:
                 batch = self._next(batches)
                 self.skipped.add(batch)
+                self._images += self.world_size * self.config.batch_size
+                for place, row in given.popleft().items():
+                    self._table.rows[place] = torch.tensor(row)
                 yield batch
         finally:
             del batches  # ends the workers now, even while an error still refers to this frame
+            works.close()
+
+    def _works(self, given: deque[dict[int, list[int]]]) -> Generator[Work, None, None]:
+        """What the workers are to do; what each batch changes in the table is put into ``given``, in the same order."""
+        size, workers = self.config.batch_size, self.config.workers
+        works = plan(self._mixture, self._table, self._batches.seed, size, self._images, self.rank, self.world_size)
+        for work, rows in read_ahead(works, depth=workers + 1) if self._table.shards and workers else works:
+            given.append(rows)
+            yield work
 
     def _next(self, batches: Iterator[PretrainBatch | DataError]) -> PretrainBatch:
         try:
@@ -120,12 +137,12 @@ class PretrainLoader:
             raise batch
         return batch
 
-    def _data_loader(self, start: int) -> DataLoader:
+    def _data_loader(self, works: Iterator[Work]) -> DataLoader:
         workers = self.config.workers
         return DataLoader(
             self._batches,
             batch_size=None,  # the dataset's items are whole batches
-            sampler=itertools.count(start),
+            sampler=works,
             num_workers=workers,
             prefetch_factor=self.config.prefetch if workers else None,
             worker_init_fn=_leave_process_group,
@@ -136,47 +153,77 @@ class PretrainLoader:
 
 
 class _Batches(Dataset):
-    """Batch number -> batch, or the error to raise in the main process; what the workers run."""
+    """Work -> batch, or the error to raise in the main process; what the workers run."""
 
-    def __init__(self, source: Source, config: DataConfig, seed: int, patch_size: int) -> None:
+    def __init__(self, mixture: Mixture, config: DataConfig, seed: int, patch_size: int) -> None:
         side = config.crops.global_size // patch_size
         if side * patch_size != config.crops.global_size:
             raise ValueError(
                 f"data.crops.global_size={config.crops.global_size} does not divide by the patch size {patch_size}: "
                 f"choose {side * patch_size or patch_size} or {(side + 1) * patch_size}"
             )
-        self.source = source
+        self.mixture = mixture
         self.seed = seed
         self.batch_size = config.batch_size
+        self.channels = config.channels
         self.multi_crop = MultiCrop(config.crops)
         self.mask_config = config.mask
         self.mask = config.mask.build((side, side))
 
-    def __getitem__(self, number: int) -> PretrainBatch | DataError:
-        first = number * self.batch_size
+    def __getitem__(self, work: Work) -> PretrainBatch | DataError:
         try:
-            samples = [self._sample(n) for n in range(first, first + self.batch_size)]
+            samples = [self._sample(work, place) for place in range(self.batch_size)]
         except DataError as error:  # raised here, it would come out wrapped in the worker's traceback
             return error
+        number = work.first // self.batch_size
         return collate(samples, self.mask, self.mask_config, generator("masks", self.seed, number))
 
-    def _sample(self, number: int) -> Sample:
-        image, skipped = self._first_readable(number)
-        return Sample(self.multi_crop(image, generator("crops", self.seed, number)), number, skipped)
+    def _sample(self, work: Work, place: int) -> Sample:
+        number = work.first + place
+        part, order = self.mixture.deal(self.seed, number)
+        if place in work.raw:
+            image, skipped = self._decoded(work, place)
+        else:
+            image, skipped = self._first_readable(number, part, order)
+        return Sample(self.multi_crop(image, generator("crops", self.seed, number)), number, skipped, part)
 
-    def _first_readable(self, number: int) -> tuple[Tensor, list[SkippedFile]]:
-        """The image of sample ``number``; when it is broken, others drawn from (seed, number, attempt)."""
-        length = len(self.source)
-        epoch, position = divmod(number, length)
-        index = shuffled(position, length, "order", self.seed, epoch)
+    def _first_readable(self, number: int, part: int, order: int) -> tuple[Tensor, list[SkippedFile]]:
+        """Image ``order`` of a part; when it is broken, others drawn from (seed, sample number, attempt)."""
+        source = self.mixture.parts[part]
+        assert not isinstance(source, Shards)
+        length = len(source)
+        epoch, position = divmod(order, length)
+        key = ("order", self.seed, epoch) if part == 0 else ("order", self.seed, part, epoch)
+        index = shuffled(position, length, *key)
         skipped: list[SkippedFile] = []
         for attempt in range(REPLACEMENTS):
             try:
-                return self.source.load(index), skipped
+                return source.load(index), skipped
             except UnreadableImage as error:
-                skipped.append(SkippedFile(error.name, error.reason))
+                skipped.append(SkippedFile(error.name, error.reason, part))
                 index = stream_seed("replacement", self.seed, number, attempt) % length
         raise TooManyBrokenFiles(f"{REPLACEMENTS} files in a row cannot be read, the first: {listed(skipped)}")
+
+    def _decoded(self, work: Work, place: int) -> tuple[Tensor, list[SkippedFile]]:
+        """The image of shards at ``place``; when it is broken, another one of the same batch or of the next."""
+        skipped = list(work.raw[place].skipped)
+        others = work.candidates(place)
+        key = ("replacement", self.seed, work.first + place)
+        replacements = (others[shuffled(turn, len(others), *key)] for turn in range(min(len(others), REPLACEMENTS)))
+        broken: list[SkippedFile] = []
+        for raw in (work.raw[place], *replacements):
+            try:
+                return decode_image(raw.content, raw.name, self.channels), skipped + broken
+            except UnreadableImage as error:
+                broken.append(SkippedFile(error.name, error.reason, raw.part))
+        raise TooManyBrokenFiles(f"{len(broken)} images in a row cannot be read, the first: {listed(broken)}")
+
+
+def _skip_log(mixture: Mixture, max_share: float) -> SkipLog:
+    counts = [LOADS_BEFORE_VERDICT if isinstance(part, Shards) else len(part) for part in mixture.parts]
+    names = [f"part {number + 1} ({describe(part)})" for number, part in enumerate(mixture.parts)]
+    parts = list(zip(names, counts, strict=True)) if len(counts) > 1 else []
+    return SkipLog(max_share, sum(counts), parts)
 
 
 def _start_method(name: str) -> str | None:

@@ -49,7 +49,7 @@ def test_crops_are_crop_major() -> None:
     assert batch.local_crops[:, 0, 0, 0].tolist() == [0, -100, -200, -1, -101, -201]
     assert batch.n_images == 3
     assert batch.sample_numbers == [10, 11, 12]
-    assert batch.skipped == [("broken1", "why")]
+    assert batch.skipped == [SkippedFile("broken1", "why")]
 
 
 def test_no_local_crops() -> None:
