@@ -1,14 +1,15 @@
 """What a RASA head changed: how well position is predicted, where clusters lie, how much of the features went."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
 from torch import Tensor
 
 from franca.eval.protocols.clusters import kmeans
-from franca.eval.protocols.position import PositionScore, position_error
+from franca.eval.protocols.position import PositionScore, position_error, score_positions
 from franca.eval.protocols.position_entropy import PositionEntropy, position_entropy
+from franca.eval.protocols.position_moments import fit_ridge
 from franca.models import RASAHead
 from rasa.crops import Crops
 from rasa.errors import RasaError
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 class State:
     """Measured on features as they are, before or after."""
 
-    linear: PositionScore  # of a fresh linear predictor with an intercept
+    linear: PositionScore  # of a fresh linear predictor: ridge regression with an intercept
     sigmoid: PositionScore  # of a fresh predictor of the paper's form
     entropy: PositionEntropy
 
@@ -61,16 +62,32 @@ def _numbers(state: State) -> dict[str, float]:
     }
 
 
-def gather(engine: Engine, crops: Crops, count: int) -> Tensor:
-    """Full grids of patch features of at most `count` crops, (V, h, w, D) fp32 on the CPU."""
-    batches = -(-count // crops.config.batch_size)
-    return torch.cat([batch.cpu() for batch in islice(engine.batches(crops), batches)])[:count]
+@dataclass(frozen=True)
+class Grids:
+    """Full grids of patch features of some crops."""
+
+    features: Tensor  # (V, h, w, D) fp32, on the CPU
+    names: list[str]  # of their images
+
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """Crops of every other image, and the rest; of a single image, every other crop."""
+        images = {name: number for number, name in enumerate(sorted(set(self.names)))}
+        numbers = range(len(self.names)) if len(images) < 2 else [images[name] for name in self.names]
+        first = torch.tensor([number % 2 == 0 for number in numbers])
+        return self.features[first], self.features[~first]
+
+
+def gather(engine: Engine, crops: Crops, count: int) -> Grids:
+    """The features of at most `count` crops."""
+    batches = list(islice(engine.named_batches(crops), -(-count // crops.config.batch_size)))
+    features = torch.cat([part.cpu() for part, _ in batches])[:count]
+    return Grids(features, [name for _, names in batches for name in names][:count])
 
 
 def measure(
-    probe: Tensor, test: Tensor, head: RASAHead, clusters: int, seed: int, device: torch.device = CPU
+    probe: Grids, test: Grids, head: RASAHead, clusters: int, seed: int, device: torch.device = CPU
 ) -> Evidence:
-    """Evidence from features (V, h, w, D) of images that the head was not fitted to.
+    """Evidence from the features of images that the head was not fitted to.
 
     Args:
         probe, test: fresh predictors are fitted to the first and scored on the second; of different images.
@@ -80,34 +97,42 @@ def measure(
     Raises:
         RasaError: too few crops for a predictor of position.
     """
-    device = CPU if device.type == "mps" else device
-    probe, test, matrix = probe.float(), test.float(), rasa_matrix(head).float()
-    k = clusters or max(2, min(test[..., 0].numel() // PATCHES_PER_CLUSTER, MOST_CLUSTERS))
-    debiased = test @ matrix
+    device = device if _has_float64(device) else CPU
+    matrix = rasa_matrix(head).float()
+    k = clusters or max(2, min(test.features[..., 0].numel() // PATCHES_PER_CLUSTER, MOST_CLUSTERS))
+    debiased = replace(test, features=test.features @ matrix)
     try:
         before = _state(probe, test, k, seed, device)
-        after = _state(probe @ matrix, debiased, k, seed, device)
+        after = _state(replace(probe, features=probe.features @ matrix), debiased, k, seed, device)
     except ValueError as error:
         raise RasaError(f"no evidence: {error}. More images, a higher data.views, or evidence.crops=0") from error
     return Evidence(
         before=before,
         after=after,
-        variance_removed=(_variance(test - debiased) / _variance(test)).item(),
-        fitted_on=len(probe),
-        scored_on=len(test),
+        variance_removed=(_variance(test.features - debiased.features) / _variance(test.features)).item(),
+        fitted_on=len(probe.names),
+        scored_on=len(test.names),
         clusters=k,
     )
+
+
+def _has_float64(device: torch.device) -> bool:
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except TypeError:
+        return False
+    return True
 
 
 def _variance(features: Tensor) -> Tensor:
     return features.flatten(0, 2).var(dim=0).sum()
 
 
-def _state(probe: Tensor, test: Tensor, k: int, seed: int, device: torch.device) -> State:
-    _, h, w, _ = test.shape
-    clusters = kmeans(test.flatten(0, 2), k, seed=seed, device=device)
+def _state(probe: Grids, test: Grids, k: int, seed: int, device: torch.device) -> State:
+    _, h, w, _ = test.features.shape
+    clusters = kmeans(test.features.flatten(0, 2), k, seed=seed, device=device)
     return State(
-        linear=position_error(probe, test, device=device),
-        sigmoid=position_error(probe, test, "sigmoid", device=device),
+        linear=score_positions(fit_ridge(*probe.halves()), test.features, device=device),
+        sigmoid=position_error(probe.features, test.features, "sigmoid", device=device),
         entropy=position_entropy(clusters.assignment, h, w, k),
     )

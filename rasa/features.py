@@ -33,7 +33,11 @@ class Engine:
             return self.backbone(images)
 
     def batches(self, crops: Crops, number_of_pass: int = 0) -> Iterator[Tensor]:
-        """Patch features of every crop of a pass, (B, h, w, D).
+        """Patch features of every crop of a pass, (B, h, w, D). Raises RasaError as `named_batches`."""
+        return (features for features, _ in self.named_batches(crops, number_of_pass))
+
+    def named_batches(self, crops: Crops, number_of_pass: int = 0) -> Iterator[tuple[Tensor, list[str]]]:
+        """The same, with the name of each crop's image.
 
         Raises:
             RasaError: features that are not finite, with the name of the image; tokens that form no grid.
@@ -47,4 +51,4 @@ class Engine:
                     f"{self.backbone.name} gives features that are not finite (NaN or infinite) for {first}: check the "
                     "weights, or try precision=fp32"
                 )
-            yield features
+            yield features, batch.names

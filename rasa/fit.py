@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from franca.eval.protocols.position_moments import Moments
 from franca.models import RASAHead
 from franca.models.rasa_head import plane_basis
 from rasa.errors import RasaError
-from rasa.moments import Moments
 from rasa.solvers import ClosedFormSolver, Solver
 
 

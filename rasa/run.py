@@ -7,13 +7,13 @@ from pathlib import Path
 
 from franca.data.sources import Source
 from franca.devices import choose_device, choose_precision
+from franca.eval.protocols.position_moments import Moments
 from franca.train.files import held
 from rasa.config import RasaConfig
 from rasa.crops import Crops, split
 from rasa.evidence import Evidence, gather, measure
 from rasa.features import Engine
 from rasa.fit import RASAFit, Round, check_size, head_of, run_rounds
-from rasa.moments import Moments
 from rasa.patches import collect
 from rasa.progress import PassProgress
 from rasa.run_folder import RunFolder

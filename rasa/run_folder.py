@@ -12,6 +12,7 @@ from torch import nn
 
 from franca.config import ConfigError, dump_config
 from franca.data.sources import Source
+from franca.eval.protocols.position_moments import Moments
 from franca.hub import save_teacher, write_atomically
 from franca.hub.architecture import name_architecture
 from franca.hub.checkpoint import hash_tensors
@@ -20,7 +21,6 @@ from rasa.config import RasaConfig
 from rasa.features import Engine
 from rasa.fit import RASAFit, Round
 from rasa.fold import fold
-from rasa.moments import Moments
 
 READ_BY_BOTH = ("seed", "solver", "saturation", "backbone")  # keys that decide planes whatever the solver
 

@@ -11,11 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from franca.eval.protocols.position_moments import Moments
 from rasa.errors import RasaError
-from rasa.moments import Moments
 from rasa.patches import Patches
-
-RIDGES = tuple(10.0**power for power in range(-6, 2))  # times the features' mean variance
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,8 @@ class Solver(Protocol):
 class ClosedFormSolver:
     """Ridge regression of the position, with an intercept, from sums that one pass over the images gives.
 
-    The ridge is the one that predicts best on the held-out crops. It stands in for what early stopping does in the
-    gradient solver: without it directions of hardly any variance are found, which new crops don't share.
+    Its strength is the one that predicts best on the held-out crops. It stands in for what early stopping does in the
+    gradient solver.
     """
 
     def __init__(self, fit: Moments, held_out: Moments) -> None:
@@ -57,20 +55,9 @@ class ClosedFormSolver:
         return f"More than {self.fit.crops} crops measure a weak one better"
 
     def __call__(self, removed: Tensor, number: int) -> Predictor:
-        remaining = torch.eye(self.width, dtype=torch.float64) - removed.T @ removed
-        variances, directions = torch.linalg.eigh(remaining @ self.fit.covariance @ remaining)
-        loadings = directions.T @ remaining @ self.fit.covariance_with_position
-        scale = variances.clamp_min(0).mean().clamp_min(1e-30)
-        weights = [
-            remaining @ directions @ (loadings / (variances.clamp_min(0) + ridge * scale)[:, None]) for ridge in RIDGES
-        ]
-        errors = [self.held_out.error(weight, self._intercept(weight)) for weight in weights]
-        error, weight = min(zip(errors, weights, strict=True), key=lambda pair: pair[0])
+        found = self.fit.ridge(self.held_out, removed)
         # four times the slope: what a sigmoid needs at its centre to follow the line
-        return Predictor(4 * weight.T, self.fit.error(weight, self._intercept(weight)), error, self.fit.chance)
-
-    def _intercept(self, weight: Tensor) -> Tensor:
-        return 0.5 - self.fit.mean @ weight
+        return Predictor(4 * found.weight.T, found.error, found.validation_error, self.fit.chance)
 
 
 @dataclass

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from franca.eval.protocols.position import grid_positions, position_error
+from franca.eval.protocols.position_moments import Moments
 from rasa import RasaError, fit_rasa, rasa_matrix
 from rasa.fit import basis_of, head_of, run_rounds
-from rasa.moments import Moments
 from rasa.patches import CachedPatches
 from rasa.solvers import ClosedFormSolver, GradientConfig, GradientSolver, Predictor, Solver
 

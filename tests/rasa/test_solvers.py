@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from franca.eval.protocols import position_moments
 from franca.eval.protocols.position import fit_linear, grid_positions, position_error
+from franca.eval.protocols.position_moments import Moments
 from franca.models.rasa_head import plane_basis
-from rasa import RasaError, solvers
-from rasa.moments import Moments
+from rasa import RasaError
 from rasa.patches import CachedPatches
 from rasa.solvers import ClosedFormSolver, GradientConfig, GradientSolver, Predictor
 
@@ -82,8 +83,8 @@ class TestClosedForm:
     ) -> None:
         solver = closed_form(planted(images=3, strength=0.4).features, planted(seed=1, strength=0.4).features)
         chosen, errors = solver(removed, 1), []
-        for ridge in solvers.RIDGES:
-            monkeypatch.setattr(solvers, "RIDGES", (ridge,))
+        for ridge in position_moments.RIDGES:
+            monkeypatch.setattr(position_moments, "RIDGES", (ridge,))
             errors.append(solver(removed, 1).held_out_error)
         assert chosen.held_out_error == min(errors) < errors[0]
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from franca.eval.protocols.position import grid_positions
-from rasa.moments import Moments
+from franca.eval.protocols.position_moments import Moments
 
 
 def features_that_know_their_place(mean: float = 0.0, crops: int = 30) -> Tensor:

@@ -9,7 +9,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from franca.eval.protocols.position import chance_mse, grid_positions
+from franca.eval.protocols.position import PositionPredictor, chance_mse, grid_positions
+
+RIDGES = tuple(10.0**power for power in range(-6, 2))  # times the features' mean variance
+BLOCK = 32  # crops read at once
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """A linear predictor z @ weight + bias of the position, and its mean squared errors over both coordinates."""
+
+    weight: Tensor  # (D, 2)
+    bias: Tensor  # (2,)
+    error: float  # on the crops that it was fitted to
+    validation_error: float  # on those that chose its strength
 
 
 @dataclass
@@ -70,3 +83,50 @@ class Moments:
         away = self.mean @ weight + bias - 0.5
         spread = (weight * (self.covariance @ weight)).sum() - 2 * (weight * self.covariance_with_position).sum()
         return self.chance + (spread + away.square().sum()).item() / 2
+
+    def ridge(self, validation: "Moments", removed: Tensor | None = None) -> Ridge:
+        """Ridge regression with an intercept; its strength is the one of RIDGES that errs least on other crops.
+
+        Without a ridge, directions of hardly any variance are found, which new images don't share.
+
+        Args:
+            validation: of crops of other images.
+            removed: (k, D), an orthonormal basis of directions that the weight must not have.
+        """
+        width = len(self.shift)
+        remaining = torch.eye(width, dtype=torch.float64)
+        if removed is not None:
+            remaining = remaining - removed.T @ removed
+        variances, directions = torch.linalg.eigh(remaining @ self.covariance @ remaining)
+        variances = variances.clamp_min(0)
+        loadings = directions.T @ remaining @ self.covariance_with_position
+        scale = variances.mean().clamp_min(1e-30)
+        found = []
+        for strength in RIDGES:
+            weight = remaining @ directions @ (loadings / (variances + strength * scale)[:, None])
+            bias = 0.5 - self.mean @ weight
+            found.append(Ridge(weight, bias, self.error(weight, bias), validation.error(weight, bias)))
+        return min(found, key=lambda one: one.validation_error)
+
+
+def fit_ridge(features: Tensor, validation: Tensor) -> PositionPredictor:
+    """A fresh linear predictor of position for few images: ridge regression, its strength chosen on other images.
+
+    Args:
+        features, validation: (I, h, w, D), of different images.
+
+    Raises:
+        ValueError: no images.
+    """
+    if not len(features) or not len(validation):
+        raise ValueError(f"{len(features)} crops to fit and {len(validation)} to choose the ridge on: both need some")
+    fit, other = (_moments_of(part) for part in (features, validation))
+    found = fit.ridge(other)
+    return PositionPredictor(found.weight.T, found.bias)
+
+
+def _moments_of(features: Tensor) -> Moments:
+    moments = Moments.like(features)
+    for block in features.split(BLOCK):
+        moments.add(block)
+    return moments
