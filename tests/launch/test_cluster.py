@@ -91,20 +91,20 @@ def test_two_tasks_requeued_in_the_middle_end_with_the_losses_of_an_uninterrupte
     launch: Launch, tiny: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    job = launch("--tasks-per-node", "2", "steps=150")
-    wait_for_step(run, job, 20)
+    job = launch("--tasks-per-node", "2", "steps=80")
+    wait_for_step(run, job, 10)
     subprocess.run(["scontrol", "requeue", job], check=True)
     assert wait_for_end(job) == "COMPLETED", log_of(run, job)
     continued = re.findall(r"continuing from step (\d+)", log_of(run, job))
     assert len(continued) == 1
-    assert 20 <= int(continued[0]) < 150
+    assert 10 <= int(continued[0]) < 80
     assert "Starting with" in log_of(run, job, rank=1)
 
     command = [sys.executable, "-m", "franca.launch", "--local", "--tasks-per-node", "2", "--config", str(tiny)]
     whole = tmp_path / "whole"
-    done = subprocess.run([*command, "steps=150", f"output={whole}"], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([*command, "steps=80", f"output={whole}"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert numbers(whole)[-1]["step"] == 150
+    assert numbers(whole)[-1]["step"] == 80
     assert numbers(run) == numbers(whole)
 
 

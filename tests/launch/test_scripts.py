@@ -1,0 +1,71 @@
+"""scripts/slurm: what each of the paper's runs hands to the launcher."""
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from franca.launch.__main__ import job_config, parse_arguments
+from franca.train.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "slurm" / "pretrain.sh"
+PRETRAINING = sorted(file.stem for file in (ROOT / "configs" / "pretrain").glob("*.yaml"))
+BATCH = {"vit_small": 2048, "vit_base": 2048, "vit_large": 3072, "vit_giant2": 3072}  # of the paper; S as B
+GPUS = {"vit_small": 32, "vit_base": 32, "vit_large": 64, "vit_giant2": 128}
+Pretrain = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def pretrain(tmp_path: Path) -> Pretrain:
+    """`pretrain(…)` runs the script; its Python prints its arguments, one a line."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(python)}
+    return lambda *arguments: subprocess.run([SCRIPT, *arguments], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_a_run_has_the_size_of_the_papers(name: str, pretrain: Pretrain) -> None:
+    done = pretrain(name, "/data/set", "/shared/run", "--time", "20:00:00", "steps=700000")
+    assert done.returncode == 0, done.stderr
+    module, arguments = done.stdout.splitlines()[:2], done.stdout.splitlines()[2:]
+    assert module == ["-m", "franca.launch"]
+    options = parse_arguments(arguments)
+    job, config = job_config(options), load_config(options.config, options.overrides)
+    assert job.processes == GPUS[config.model.arch]
+    batch = job.processes * config.data.batch_size * config.accumulate
+    assert batch == BATCH[config.model.arch] == config.optimizer.lr_reference_batch
+    assert config.data.source == ("tars" if name.endswith("in21k") else "shards")
+    assert (config.data.path, config.output, config.steps) == ("/data/set", "/shared/run", 700_000)
+    (row,) = re.findall(rf"^#.*\b{name}\b.*$", SCRIPT.read_text(), re.MULTILINE)
+    assert f" {job.nodes} " in row
+    assert f"{job.processes} x {config.data.batch_size} = {batch}" in row
+    if config.data.source == "shards":
+        assert config.data.shards.streams % job.processes == 0
+        assert config.data.crops.global_scale == [0.48, 1.0]
+
+
+def test_options_given_are_stronger_than_the_scripts(pretrain: Pretrain) -> None:
+    done = pretrain("vitl14_in21k", "/data", "/run", "--time", "60", "--nodes", "2", "data.source=folder")
+    options = parse_arguments(done.stdout.splitlines()[2:])
+    assert options.nodes == 2
+    assert load_config(options.config, options.overrides).data.source == "folder"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["vitb14_in21k"], r"scripts/slurm/pretrain\.sh CONFIG DATA OUTPUT"),
+        (["vitx14_in21k", "/data", "/run"], "no run of the paper is called 'vitx14_in21k'"),
+        (["vitb14_coyo", "/data", "/run"], "'vitb14_coyo' names no data set"),
+    ],
+)
+def test_what_the_script_does_not_know_is_said(arguments: list[str], message: str, pretrain: Pretrain) -> None:
+    done = pretrain(*arguments)
+    assert done.returncode == 2
+    assert re.search(message, done.stderr)
