@@ -124,6 +124,14 @@ COMMANDS = {
         "data.path=/path/to/imagenette/train evaluation.train=/path/to/imagenette/train "
         "evaluation.test=/path/to/imagenette/val"
     ): Run(f"steps=2 evaluation.every=2 evaluation.ks=[1] {SMALL}"),
+    (
+        ".venv/bin/python -m franca.launch --nodes 4 --gpus-per-node 8 --partition gpu --time 20:00:00 "
+        "--config configs/pretrain/vitb14_in21k.yaml data.path=/path/to/images output=runs/vitb14 --dry-run"
+    ): Run(),
+    (
+        ".venv/bin/python -m franca.launch --local --tasks-per-node 2 --config configs/recipes/quickstart.yaml "
+        "output=runs/two"
+    ): Run(f"steps=2 {SMALL}"),
     # dataset_prep.md
     (
         ".venv/bin/python -m franca.train --config configs/recipes/quickstart.yaml data.source=folder "
