@@ -164,20 +164,20 @@ def on_main(work: Callable[[], T]) -> T:
 
 def sum_over_ranks(numbers: list[int]) -> list[int]:
     """Sum of each whole number over the ranks, by way of the CPU."""
-    return _reduced(numbers, dist.ReduceOp.SUM)
-
-
-def largest_over_ranks(number: int) -> int:
-    """The largest of the ranks' numbers, by way of the CPU."""
-    return _reduced([number], dist.ReduceOp.MAX)[0]
-
-
-def _reduced(numbers: list[int], operation: Any) -> list[int]:
     if world_size() == 1:
         return numbers
-    tensor = torch.tensor(numbers, dtype=torch.int64)
-    dist.all_reduce(tensor, op=operation)
-    return [int(number) for number in tensor]
+    total = torch.tensor(numbers, dtype=torch.int64)
+    dist.all_reduce(total, op=dist.ReduceOp.SUM)
+    return [int(number) for number in total]
+
+
+def largest_over_ranks(local: Tensor) -> Tensor:
+    """The largest of the ranks' values, element by element, of a tensor on the CPU."""
+    if world_size() == 1 or not local.numel():
+        return local
+    largest = local.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
 
 
 @torch.no_grad()

@@ -10,12 +10,13 @@ import torch
 from franca.config import ConfigError, dump_config
 from franca.data.errors import DataError
 from franca.data.sources import SOURCES
+from franca.data.sources.folder import ImageFolder
 from franca.devices import choose_device, choose_precision
 from franca.distributed import is_main, local_rank, on_main, process_group, world_size
 from franca.eval.online import OnlineKNN
 from franca.eval.parts import split_in_two
 from franca.hub.checkpoint import CheckpointError
-from franca.train.build import build_pair, build_source, refused_as
+from franca.train.build import build_pair, refused_as
 from franca.train.config import TrainConfig, load_config
 from franca.train.logger import MissingTracker
 from franca.train.recovery import NonFiniteLoss
@@ -40,12 +41,13 @@ def build_evaluation(config: TrainConfig) -> Evaluate | None:
     if options.every == 0:
         return None
     if options.train:
-        build = SOURCES[config.data.source]
+        build = SOURCES.get(config.data.source, ImageFolder)
         with refused_as("evaluation"):
             memory, queries = (build(path, config.data.channels) for path in (options.train, options.test))
     else:
-        images = build_source(config)
-        if images.labels is None:
+        with refused_as("data"):
+            images = config.data.build_source() if config.data.source in SOURCES else None
+        if images is None or images.labels is None:
             logging.getLogger(__name__).warning("online k-NN is off: the images carry no labels (no class folders)")
             return None
         memory, queries = split_in_two(images)

@@ -10,7 +10,7 @@ SMALLEST_TESTED_BATCH = 32  # the quickstart's
 
 
 def opening_lines(
-    config: TrainConfig, pair: StudentTeacher, device: torch.device, precision: torch.dtype | None, images: int
+    config: TrainConfig, pair: StudentTeacher, device: torch.device, precision: torch.dtype | None, source: str
 ) -> list[str]:
     """Network, place, data and batch; then warnings about a small batch and idle devices."""
     batch = config.effective_batch
@@ -19,7 +19,7 @@ def opening_lines(
     parameters = sum(parameter.numel() for parameter in pair.student.parameters())
     lines = [
         f"{config.model.arch}, {parameters / 1e6:.1f} M parameters with heads, on {place} in {arithmetic}; "
-        f"{images} images; effective batch {batch}, peak lr {config.optimizer.peak_lr(batch):.2e}"
+        f"{source}; effective batch {batch}, peak lr {config.optimizer.peak_lr(batch):.2e}"
     ]
     if batch < SMALLEST_TESTED_BATCH:
         lines.append(

@@ -10,7 +10,9 @@ import torch
 from omegaconf import OmegaConf
 
 from franca.config import ConfigError, dump_config
+from franca.data.mixture import Mixture
 from franca.data.sources import Source
+from franca.data.sources.shards import Shards
 from franca.models import BACKBONES, MatryoshkaHead, VisionTransformer
 from franca.objective import Encoder, StudentTeacher
 from franca.train.config import TrainConfig, load_config
@@ -51,10 +53,10 @@ def build_pair(config: TrainConfig) -> StudentTeacher:
         return StudentTeacher(build_encoder(config, config.model.drop_path_rate), build_encoder(config, 0.0))
 
 
-def build_source(config: TrainConfig) -> Source:
+def build_source(config: TrainConfig) -> Source | Shards | Mixture:
     """The images. Raises DataError when there are none, ConfigError when ``data`` describes none."""
     with refused_as("data"):
-        return config.data.build_source()
+        return config.data.build()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import nn
 
 from franca.data.batch import PretrainBatch
 from franca.data.loader import PretrainLoader
+from franca.data.mixture import describe
 from franca.devices import choose_device, choose_precision, compute_in
 from franca.distributed import (
     gather_rows,
@@ -70,14 +71,14 @@ class Trainer:
         self.device = choose_device(config.device, local_rank() if world_size() > 1 else None)
         self.precision = choose_precision(config.precision, self.device)
         self.source = build_source(config)
-        pin_memory = self.device.type != "cpu"
         self.loader = PretrainLoader(
             self.source,
             config.data,
             config.seed,
             config.model.patch_size,
-            pin_memory,
-            *((rank(), world_size()) if world_size() > 1 else ()),
+            self.device.type != "cpu",
+            rank=rank(),
+            world_size=world_size(),
         )
         self.pair = build_pair(config)
         with refused_as("parallel"):
@@ -92,8 +93,7 @@ class Trainer:
             self.pair,
             self.optimizer,
             self.meter,
-            self.loader.skipped,
-            images_per_batch=config.data.batch_size * world_size(),
+            self.loader,
         )
         self.rollbacks = 0
         self.stop = StopRequest()
@@ -127,7 +127,7 @@ class Trainer:
             self.log.say(f"done: {config.steps} steps; teacher in {self.output / 'teacher.pth'}")
 
     def _loop(self) -> None:
-        batches = self.loader.batches(self.state.batch)
+        batches = self.loader.batches()
         self.meter.restart_clock()
         while self.state.step < self.config.steps:
             with self.meter.waiting():
@@ -135,7 +135,7 @@ class Trainer:
             targets, report = self.step(drawn)
             self.log.advance(self.state.step)
             # Read once: a signal that comes during what follows stops the run after the next step. One stops all ranks.
-            stopped_by = largest_over_ranks(self.stop.signal_number or 0) or None
+            stopped_by = int(largest_over_ranks(torch.tensor(self.stop.signal_number or 0))) or None
             with self.meter.paused():
                 trouble = self._after_step(targets, report, stopping=stopped_by is not None)
             if trouble:
@@ -210,7 +210,8 @@ class Trainer:
         step = self.state.step
         line: dict[str, Any] = {"step": step, "images": step * self.config.effective_batch}
         line |= self.meter.read(self.config.effective_batch)
-        line |= asdict(self.schedules(step - 1)) | {"skipped_files": sum_over_ranks([self.loader.skipped.broken])[0]}
+        files, shards = sum_over_ranks([self.loader.skipped.broken, self.loader.skipped.shards])
+        line |= asdict(self.schedules(step - 1)) | {"skipped_files": files, "skipped_shards": shards}
         self.log.write(line)
         self.log.show(line)
 
@@ -297,7 +298,7 @@ class Trainer:
         """Return to the newest good state, but go on with images that the failed stretch did not see."""
         self._end_earlier_save()
         path, allowed = on_main(self.checkpoints.latest), self.config.recovery.max_rollbacks
-        failed_at, position = self.state.step, self.state.batch
+        failed_at, position = self.state.step, self.state.position()
         if path is None or self.rollbacks >= allowed:
             raise NonFiniteLoss(
                 f"step {failed_at}: {trouble}; also after {self.rollbacks} of {allowed} returns to a saved state, the "
@@ -305,7 +306,7 @@ class Trainer:
                 "optimizer.warmup_steps or use precision=fp32"
             )
         self._restore(path)
-        self.state.batch = position
+        self.state.move_to(position)
         self.rollbacks += 1
         self.guard.streak.zero_()
         on_main(lambda: self.log.go_back(self.state.step))
@@ -314,10 +315,10 @@ class Trainer:
             f"step {failed_at}: going back to step {self.state.step} (return {self.rollbacks} of {allowed}), "
             f"on with other images: {trouble}"
         )
-        return self.loader.batches(position)
+        return self.loader.batches()
 
     def _announce(self, resumed_from: Path | None) -> None:
-        for line in opening_lines(self.config, self.pair, self.device, self.precision, len(self.source)):
+        for line in opening_lines(self.config, self.pair, self.device, self.precision, describe(self.source)):
             self.log.say(line)
         if resumed_from is not None:
             self.log.say(f"continuing from step {self.state.step} ({resumed_from})")

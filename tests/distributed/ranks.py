@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from franca.data.batch import Crops, PretrainBatch, Sample, collate
+from franca.data.loader import DataConfig
 from franca.data.masking import MaskConfig
 from franca.data.skip_log import SkipLog
 from franca.distributed import process_group, rank, world_size
@@ -56,16 +57,25 @@ def free_port() -> int:
 class DealtBatches:
     """In place of PretrainLoader: batch n of ``IMAGES`` images, a function of n, of which every rank gets its share."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         self.rank, self.world_size = rank(), world_size()
+        self.config = DataConfig(batch_size=IMAGES // self.world_size)
         self.skipped = SkipLog(1.0, IMAGES)
+        self.images = 0
 
-    def batches(self, start: int = 0) -> Iterator[PretrainBatch]:
-        """This rank's shares of batches start, start + 1, …"""
-        number = start
+    def state_dict(self) -> dict[str, Tensor]:
+        """How many images all ranks have been given."""
+        return {"images": torch.tensor(self.images)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from there."""
+        self.images = int(state["images"])
+
+    def batches(self) -> Iterator[PretrainBatch]:
+        """This rank's shares of the batches from there on."""
         while True:
-            yield share(global_batch(number), self.rank, self.world_size)
-            number += 1
+            self.images += IMAGES
+            yield share(global_batch(self.images // IMAGES), self.rank, self.world_size)
 
 
 def global_batch(number: int) -> PretrainBatch:
