@@ -132,6 +132,16 @@ COMMANDS = {
         ".venv/bin/python -m franca.launch --local --tasks-per-node 2 --config configs/recipes/quickstart.yaml "
         "output=runs/two"
     ): Run(f"steps=2 {SMALL}"),
+    (
+        ".venv/bin/torchrun --standalone --nproc-per-node 8 -m franca.train "
+        "--config configs/pretrain/vitl14_in21k.yaml data.path=/path/to/images output=runs/vitl14 "
+        "parallel.strategy=shard"
+    ): Run(
+        instead=".venv/bin/torchrun --standalone --nproc-per-node 2 -m franca.train --config "
+        "configs/pretrain/vitl14_in21k.yaml data.path=/path/to/images output=runs/vitl14 parallel.strategy=shard "
+        f"steps=2 {SMALL}"
+    ),
+    ".venv/bin/python scripts/kill_ranks.py --kills 30": Run(instead=".venv/bin/python scripts/kill_ranks.py --help"),
     # dataset_prep.md
     (
         ".venv/bin/python -m franca.train --config configs/recipes/quickstart.yaml data.source=folder "
