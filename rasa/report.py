@@ -54,6 +54,12 @@ def headline(result: Result) -> str:
     if evidence.scored_on < FEW:
         cost += f" Measured on {evidence.scored_on} crops alone, which gives rough numbers: raise evidence.share."
     share = f"{max(100 * before.r2, 0):.0f} %"
+    found = result.fit.rounds[0].predictable
+    if before.r2 < LITTLE < found / 2:
+        return (
+            f"The images set apart are too few to show what RASA did: a predictor explained {100 * found:.0f} % of "
+            f"position on held-out images, but none can be fitted to those. {cost}"
+        )
     if before.r2 < LITTLE:
         return f"There was hardly any position to remove: a linear predictor explained {share} of it. {cost}"
     if after.r2 < LITTLE:

@@ -257,7 +257,7 @@ def test_evidence_that_fails_costs_no_head(
     run: Callable[..., int], place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("evidence.crops=1") == 2
-    assert re.search(r"error: no evidence: 1 images of 4x4 patches.*evidence\.crops=0", capsys.readouterr().err)
+    assert re.search(r"error: no evidence: 1 crops to fit.*evidence\.crops=0", capsys.readouterr().err)
     assert head_in(place / "run")
     assert (place / "run" / "folded.pth").is_file()
 

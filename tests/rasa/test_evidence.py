@@ -95,12 +95,13 @@ def test_halves_share_no_image() -> None:
     assert len(one) == len(other) == 10
 
 
-def test_few_images_do_not_hide_position_that_is_there(planted: Callable[..., Any]) -> None:
-    """Least squares alone learns a few crops by heart: then nothing would seem to be there before."""
+def test_few_images_are_not_learned_by_heart(planted: Callable[..., Any]) -> None:
+    """Least squares does far worse than chance on other images then."""
     probe, test = (planted(images=count, strength=0.5, seed=seed).features for count, seed in ((4, 1), (80, 2)))
-    probe, test = (torch.cat([part, torch.randn(*part.shape[:3], 60)], dim=-1) for part in (probe, test))
-    fresh = score_positions(fit_ridge(*grids(probe).halves()), test)
-    assert fresh.r2 > max(0.0, position_error(probe, test).r2 + 0.2)
+    torch.manual_seed(0)
+    probe, test = (torch.cat([part, torch.randn(*part.shape[:3], 100)], dim=-1) for part in (probe, test))
+    assert position_error(probe, test).r2 < -0.2
+    assert score_positions(fit_ridge(*grids(probe).halves()), test).r2 > -0.05
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,9 @@ def test_the_headline_follows_from_the_numbers(before: float, after: float, said
     }
     result: Any = SimpleNamespace(
         evidence=SimpleNamespace(**sides, variance_removed=0.123, scored_on=50),
-        fit=SimpleNamespace(rounds=[1, 2, 3], head=SimpleNamespace(input_dim=64)),
+        fit=SimpleNamespace(
+            rounds=[SimpleNamespace(predictable=max(before, 0.0))] * 3, head=SimpleNamespace(input_dim=64)
+        ),
     )
     assert headline(result) == f"{said} 6 of 64 dimensions went, with 12 % of the features' variance."
 

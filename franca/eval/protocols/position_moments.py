@@ -4,6 +4,7 @@ Legend: N = h * w patches of a crop, D width. Positions are (row, column) in [0,
 positions the patches have is known, so the sum of the features in each cell of the grid says all about both together.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from franca.eval.protocols.position import PositionPredictor, chance_mse, grid_positions
 
-RIDGES = tuple(10.0**power for power in range(-6, 2))  # times the features' mean variance
+RIDGES = tuple(10.0**power for power in range(-6, 2))
 BLOCK = 32  # crops read at once
 
 
@@ -21,6 +22,7 @@ class Ridge:
 
     weight: Tensor  # (D, 2)
     bias: Tensor  # (2,)
+    strength: float  # of the ridge, times the features' mean variance
     error: float  # on the crops that it was fitted to
     validation_error: float  # on those that chose its strength
 
@@ -84,17 +86,17 @@ class Moments:
         spread = (weight * (self.covariance @ weight)).sum() - 2 * (weight * self.covariance_with_position).sum()
         return self.chance + (spread + away.square().sum()).item() / 2
 
-    def ridge(self, validation: "Moments", removed: Tensor | None = None) -> Ridge:
-        """Ridge regression with an intercept; its strength is the one of RIDGES that errs least on other crops.
+    def ridge(self, validation: "Moments", removed: Tensor | None = None, strengths: Sequence[float] = RIDGES) -> Ridge:
+        """Ridge regression with an intercept; its strength is the one that errs least on other crops.
 
         Without a ridge, directions of hardly any variance are found, which new images don't share.
 
         Args:
             validation: of crops of other images.
             removed: (k, D), an orthonormal basis of directions that the weight must not have.
+            strengths: to choose from, times the features' mean variance.
         """
-        width = len(self.shift)
-        remaining = torch.eye(width, dtype=torch.float64)
+        remaining = torch.eye(len(self.shift), dtype=torch.float64)
         if removed is not None:
             remaining = remaining - removed.T @ removed
         variances, directions = torch.linalg.eigh(remaining @ self.covariance @ remaining)
@@ -102,26 +104,29 @@ class Moments:
         loadings = directions.T @ remaining @ self.covariance_with_position
         scale = variances.mean().clamp_min(1e-30)
         found = []
-        for strength in RIDGES:
+        for strength in strengths:
             weight = remaining @ directions @ (loadings / (variances + strength * scale)[:, None])
             bias = 0.5 - self.mean @ weight
-            found.append(Ridge(weight, bias, self.error(weight, bias), validation.error(weight, bias)))
+            found.append(Ridge(weight, bias, strength, self.error(weight, bias), validation.error(weight, bias)))
         return min(found, key=lambda one: one.validation_error)
 
 
-def fit_ridge(features: Tensor, validation: Tensor) -> PositionPredictor:
-    """A fresh linear predictor of position for few images: ridge regression, its strength chosen on other images.
+def fit_ridge(features: Tensor, others: Tensor) -> PositionPredictor:
+    """A fresh linear predictor of position for few images: ridge regression.
+
+    Its strength is the one with which a fit to the first images errs least on the others; then it is fitted to both.
 
     Args:
-        features, validation: (I, h, w, D), of different images.
+        features, others: (I, h, w, D), of different images.
 
     Raises:
         ValueError: no images.
     """
-    if not len(features) or not len(validation):
-        raise ValueError(f"{len(features)} crops to fit and {len(validation)} to choose the ridge on: both need some")
-    fit, other = (_moments_of(part) for part in (features, validation))
-    found = fit.ridge(other)
+    if not len(features) or not len(others):
+        raise ValueError(f"{len(features)} crops to fit and {len(others)} to choose the ridge on: both need some")
+    chosen = _moments_of(features).ridge(_moments_of(others))
+    both = _moments_of(torch.cat([features, others]))
+    found = both.ridge(both, strengths=[chosen.strength])
     return PositionPredictor(found.weight.T, found.bias)
 
 
