@@ -18,6 +18,7 @@ COMMANDS = {
     "launch": Command("franca.launch", "train on a SLURM cluster, or in several processes on this machine"),
     "rasa": Command("rasa.train", "remove position from patch features (RASA)"),
     "publish": Command("franca.publish", "make a training run into a release folder"),
+    "prepare": Command("franca.data.preparation", "prepare a large set of images from the web (LAION)"),
     "info": Command("franca.hub.info", "say what a checkpoint is"),
     "convert": Command("franca.hub.convert", "write a checkpoint in another layout, or for another library"),
 }

@@ -4,8 +4,10 @@ Nothing is fetched. A stand-in has the names and the layout of the real file, an
 """
 
 import shutil
+import tarfile
 from pathlib import Path
 
+import duckdb
 import pytest
 import torch
 
@@ -72,13 +74,30 @@ def save_voc(folder: Path, images: Path) -> None:
         (folder / f"VOC2012/ImageSets/Segmentation/{name}.txt").write_text("\n".join(names))
 
 
+def save_laion(folder: Path, images: Path) -> None:
+    """Two files of metadata, and the shards that a download leaves."""
+    (folder / "metadata").mkdir(parents=True)
+    (folder / "shards").mkdir()
+    files = sorted(images.rglob("*.png"))
+    with duckdb.connect() as connection, tarfile.open(folder / "shards/00000.tar", "w") as shard:
+        for number in range(2):
+            connection.execute(
+                f"""COPY (SELECT 'https://example.org/' || i || '.jpg' AS URL, 'a picture' AS TEXT, 300 + i AS WIDTH,
+                400 AS HEIGHT, 0.3 AS similarity, i AS hash, 0.1 AS pwatermark, i / 20 AS punsafe
+                FROM range({10 * number}, {10 * number + 10}) AS t(i)) TO '{folder}/metadata/part-{number}.parquet'"""
+            )
+        for number, file in enumerate(files):
+            shard.add(file, f"{number:09}.png")
+
+
 @pytest.fixture(scope="session")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """weights/, runs/, VOCdevkit/, timm/, transformers/, hub/ (a repository for torch.hub) and features.pt."""
+    """weights/, runs/, VOCdevkit/, laion/, timm/, transformers/, hub/ (a repository for torch.hub) and features.pt."""
     folder = tmp_path_factory.mktemp("stand_ins")
     save_released(folder / "weights")
     save_runs(folder / "runs")
     save_voc(folder / "VOCdevkit", images)
+    save_laion(folder / "laion", images)
     checkpoint = folder / "weights/dinov2_vitb14_pretrain.pth"
     for library in ("timm", "transformers"):
         convert(checkpoint, folder / library, library)

@@ -44,6 +44,7 @@ PLACEHOLDERS = {
     "/path/to/imagenette/train": "{images}",
     "/path/to/imagenette/val": "{images}",
     "/path/to/VOCdevkit": "{stand_ins}/VOCdevkit",
+    "/path/to/laion": "{stand_ins}/laion",
     "/path/to/franca": str(ROOT),
     "vit_base_patch14_dinov2.lvd142m": "local-dir:{stand_ins}/timm",
     "facebook/dinov2-base": "{stand_ins}/transformers",
@@ -84,6 +85,7 @@ PUBLISH = (
     ".venv/bin/python -m franca.publish runs/vitb14 releases/vitb14 --data ImageNet-21K "
     '--licence "CC BY-NC 4.0" --with-state'
 )
+PREPARE = ".venv/bin/franca prepare"
 
 COMMANDS = {
     # README.md
@@ -152,6 +154,22 @@ COMMANDS = {
         f"{VOC_RASA.format('voc_released.yaml')} "
         "data.list=/path/to/VOCdevkit/VOC2012/ImageSets/Segmentation/trainaug.txt"
     ): Run(SMALL_VOC),
+    f"{PREPARE} select /path/to/laion/metadata --output laion": Run("--memory 500MB --threads 2"),
+    (
+        f"{PREPARE} embed /path/to/laion/shards --model weights/franca_vitb14_In21K.pth --workers 8 "
+        "--output vectors/laion"
+    ): Run("--size 56 --workers 1"),
+    f"{PREPARE} embed /path/to/imagenette/val --model weights/franca_vitb14_In21K.pth --output vectors/val": Run(
+        "--size 56"
+    ),
+    f"{PREPARE} deduplicate vectors/laion/vectors --output duplicates": Run("--threshold 1"),
+    (f"{PREPARE} decontaminate vectors/laion/vectors --evaluation vectors/val/vectors --output contaminated"): Run(
+        "--threshold 1"
+    ),
+    (
+        f"{PREPARE} apply /path/to/laion/shards --lists duplicates/dropped.tsv contaminated/dropped.tsv "
+        "--output laion_clean"
+    ): Run(),
     # CONTRIBUTING.md
     "make format": Run(instead="make -n format"),
     "make lint types": Run(instead="make -n lint types"),

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,12 @@ class Database:
             self.connection.execute("SET enable_progress_bar = false")  # it would go to stdout
         except duckdb.Error as error:
             raise PreparationError(f"--memory {memory} --threads {threads}: {_first_line(error)}") from None
+        self._thread = ThreadPoolExecutor(max_workers=1)
 
     def rows(self, sql: str, origin: str) -> list[tuple[Any, ...]]:
         """All rows of a result that is known to be small. origin: the files that are read or written, for errors."""
         try:
-            return self.connection.execute(sql).fetchall()
+            return self._interruptible(sql)
         except duckdb.OutOfMemoryException as error:
             raise PreparationError(
                 f"{origin}: --memory {self.memory} is too little ({_first_line(error)}): give more, or fewer --threads"
@@ -53,6 +55,20 @@ class Database:
             raise  # a mistake in this package
         except duckdb.Error as error:
             raise PreparationError(f"{origin} can't be read or written ({_first_line(error)})") from None
+
+    def close(self) -> None:
+        """Wait for what runs, and let go of the memory and the temporary files."""
+        self._thread.shutdown()
+        self.connection.close()
+
+    def _interruptible(self, sql: str) -> list[tuple[Any, ...]]:
+        """In a thread: DuckDB would keep a signal waiting until the query is done."""
+        running = self._thread.submit(lambda: self.connection.execute(sql).fetchall())
+        try:
+            return running.result()
+        except KeyboardInterrupt:
+            self.connection.interrupt()
+            raise
 
 
 @contextmanager
@@ -63,7 +79,7 @@ def opened(memory: str, threads: int, temporary: Path) -> Iterator[Database]:
     try:
         yield database
     finally:
-        database.connection.close()
+        database.close()
         shutil.rmtree(temporary, ignore_errors=True)
 
 

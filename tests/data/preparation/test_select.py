@@ -6,12 +6,14 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import duckdb
 import pytest
 
+from franca.data.preparation.database import opened
 from franca.data.preparation.errors import PreparationError
 from franca.data.preparation.rules import REASONS, SelectionConfig
 from franca.data.preparation.select import select
@@ -332,6 +334,14 @@ def test_bytes_are_verified_where_the_metadata_has_their_hash(tmp_path: Path) ->
     command = select([write_rows(tmp_path / "m.parquet", rows)], tmp_path / "out")["command"]
     assert '--verify_hash \'["hash","sha256"]\'' in command
     assert "--save_additional_columns '[\"id\"]'" in command
+
+
+def test_a_query_that_runs_for_hours_can_be_stopped(tmp_path: Path) -> None:
+    endless = "SELECT count(*) FROM range(1000000000) t(i), range(1000) u(j) WHERE i * j % 7 = 3"
+    with opened("200MB", 1, tmp_path / "temporary") as database:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            database.rows(endless, "nothing")
 
 
 @pytest.mark.slow
