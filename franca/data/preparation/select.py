@@ -121,7 +121,6 @@ class _Selection:
         self.columns = ("url", "caption", *(role for role in KEPT[1:] if role in known))
         rows = sum(table.rows for table in tables)
         self.buckets = min(max(1, -(-rows // rows_per_bucket)), MAX_BUCKETS)
-        self.read: set[str] = set()
 
     def run(self) -> dict[str, Any]:
         files = self._filter()
