@@ -105,7 +105,9 @@ def test_nothing_of_the_machine_is_in_any_file(data: str, release: Make, private
     assert load_config(folder / "config.yaml").data.path == (data or "photos")
 
 
-def test_a_released_state_continues_to_the_run_s_own_end(release: Make, private: Path, tmp_path: Path) -> None:
+def test_a_released_state_continues_to_the_run_s_own_end(
+    release: Make, private: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = release(with_state=True, steps="2,4").folder
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
@@ -113,6 +115,7 @@ def test_a_released_state_continues_to_the_run_s_own_end(release: Make, private:
     config["data"]["path"] = str(private / "photos")
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
     assert train(["--config", str(copy / "config.yaml"), f"output={copy}"]) == 0
+    assert "continuing from step 4" in capsys.readouterr().out
     assert describe(copy / "teacher.pth")["hash"] == describe(private / "small/teacher.pth")["hash"]
     lines = [
         [line["loss"] for line in read_metrics(at / "metrics.jsonl") if "loss" in line]
