@@ -15,22 +15,26 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
 
     local_rank: which of several accelerators, for a name without a number; it becomes the current one.
     """
-    device = _named(name)
-    if local_rank is not None and device.type != "cpu" and ":" not in str(device):
-        device = torch.device(device.type, local_rank % torch.accelerator.device_count())
-        torch.accelerator.set_device_index(device.index)
+    try:
+        device = _numbered(_named(name), local_rank)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={name!r} can't be used here ({str(error).splitlines()[0]}); try auto") from None
     return device
 
 
 def _named(name: str) -> torch.device:
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={name!r} can't be used here ({str(error).splitlines()[0]}); try auto") from None
-    return device
+    return torch.device(name)
+
+
+def _numbered(device: torch.device, local_rank: int | None) -> torch.device:
+    count = torch.accelerator.device_count()
+    if local_rank is None or device.type == "cpu" or ":" in str(device) or not count:
+        return device
+    torch.accelerator.set_device_index(local_rank % count)
+    return torch.device(device.type, local_rank % count)
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype | None:

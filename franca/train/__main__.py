@@ -12,7 +12,7 @@ from franca.data.errors import DataError
 from franca.data.sources import SOURCES
 from franca.data.sources.folder import ImageFolder
 from franca.devices import choose_device, choose_precision
-from franca.distributed import is_main, local_rank, on_main, process_group, world_size
+from franca.distributed import is_main, on_main, place, process_group
 from franca.eval.online import OnlineKNN
 from franca.eval.parts import split_in_two
 from franca.hub.checkpoint import CheckpointError
@@ -69,9 +69,10 @@ def build_evaluation(config: TrainConfig) -> Evaluate | None:
 
 def train(config: TrainConfig) -> None:
     """The run itself, in a process group where several processes were launched."""
-    device = choose_device(config.device)
+    with refused_as("the launcher's variables"):
+        own = place()
+    device = choose_device(config.device, own.local_rank if own and own.world_size > 1 else None)
     with process_group(device.type, config.parallel.timeout_minutes):
-        choose_device(config.device, local_rank() if world_size() > 1 else None)
         if not is_main():
             logging.getLogger().setLevel(logging.ERROR)  # rank 0 says it
         built: list[Evaluate | None] = []

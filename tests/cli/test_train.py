@@ -226,6 +226,19 @@ def test_unlabelled_images_switch_online_evaluation_off(
     assert not any("knn" in name for line in read_metrics(place / "run" / "metrics.jsonl") for name in line)
 
 
+def test_half_of_torchruns_variables_is_an_error_of_one_line(
+    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert run() == 2
+    assert capsys.readouterr().err == (
+        "error: the launcher's variables: RANK and WORLD_SIZE are set, but not MASTER_ADDR: torchrun sets all of them\n"
+    )
+
+
 def test_endless_nan_is_an_error_with_advice(
     run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
