@@ -36,9 +36,14 @@ class Executor(SlurmExecutor):
 def executor(job: JobConfig, output: Path) -> Executor:
     """submitit's executor for such a job; its files go to ``output``/jobs/JOB."""
     made = Executor(output / "jobs" / "%j", max_num_timeout=job.requeues)
-    optional = {name: getattr(job, name) for name in ("partition", "account", "qos", "constraint")}
-    optional |= {"gpus_per_node": job.gpus_per_node, "cpus_per_task": job.cpus_per_task}
-    parameters: dict[str, Any] = {name: value for name, value in optional.items() if value}
+    optional: dict[str, Any] = {
+        "partition": job.partition,
+        "account": job.account,
+        "qos": job.qos,
+        "constraint": job.constraint,
+        "gpus_per_node": job.gpus_per_node,
+        "cpus_per_task": job.cpus_per_task,
+    }
     srun = ["--kill-on-bad-exit=1"]  # when one process fails, the others would wait for it until the time limit
     if job.cpus_per_task:
         srun.append(f"--cpus-per-task={job.cpus_per_task}")  # srun no longer takes it over from sbatch
@@ -53,7 +58,7 @@ def executor(job: JobConfig, output: Path) -> Executor:
         srun_args=srun,
         wckey=None,
         additional_parameters={"requeue": True, **job.sbatch},
-        **parameters,
+        **{name: value for name, value in optional.items() if value},
     )
     return made
 
