@@ -90,14 +90,31 @@ def save_laion(folder: Path, images: Path) -> None:
             shard.add(file, f"{number:09}.png")
 
 
+def save_imagenet(folder: Path, images: Path) -> None:
+    """Class tars as they come: within a tar (ImageNet-1K), and below a folder in a compressed one (ImageNet-21K)."""
+    with (
+        tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as small,
+        tarfile.open(folder / "winter21_whole.tar.gz", "w:gz") as large,
+    ):
+        for number, label in enumerate(sorted(path for path in images.iterdir() if path.is_dir())):
+            path = folder / f"n{number:08}.tar"
+            with tarfile.open(path, "w") as tar:
+                for file in sorted(label.iterdir()):
+                    tar.add(file, file.name)
+            small.add(path, path.name)
+            large.add(path, f"winter21_whole/{path.name}")
+            path.unlink()
+
+
 @pytest.fixture(scope="session")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """weights/, runs/, VOCdevkit/, laion/, timm/, transformers/, hub/ (a repository for torch.hub) and features.pt."""
+    """weights/, runs/, VOCdevkit/, laion/, ImageNet's tars, timm/, transformers/, hub/ (for torch.hub), features.pt."""
     folder = tmp_path_factory.mktemp("stand_ins")
     save_released(folder / "weights")
     save_runs(folder / "runs")
     save_voc(folder / "VOCdevkit", images)
     save_laion(folder / "laion", images)
+    save_imagenet(folder, images)
     checkpoint = folder / "weights/dinov2_vitb14_pretrain.pth"
     for library in ("timm", "transformers"):
         convert(checkpoint, folder / library, library)

@@ -29,6 +29,8 @@ from PIL import Image
 
 from franca.data import decode
 from franca.data.loader import DataConfig
+from franca.data.mixture import SLOTS
+from franca.data.sources.listing import KEPT_FROM
 from franca.train.build import OPERATIONAL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +47,8 @@ PLACEHOLDERS = {
     "/path/to/imagenette/val": "{images}",
     "/path/to/VOCdevkit": "{stand_ins}/VOCdevkit",
     "/path/to/laion": "{stand_ins}/laion",
+    "/path/to/ILSVRC2012_img_train.tar": "{stand_ins}/ILSVRC2012_img_train.tar",
+    "/path/to/winter21_whole.tar.gz": "{stand_ins}/winter21_whole.tar.gz",
     "/path/to/franca": str(ROOT),
     "vit_base_patch14_dinov2.lvd142m": "local-dir:{stand_ins}/timm",
     "facebook/dinov2-base": "{stand_ins}/transformers",
@@ -86,6 +90,7 @@ PUBLISH = (
     '--licence "CC BY-NC 4.0" --with-state'
 )
 PREPARE = ".venv/bin/franca prepare"
+PRETRAIN = ".venv/bin/python -m franca.train --config configs/pretrain/vitb14_in21k.yaml"
 
 COMMANDS = {
     # README.md
@@ -118,6 +123,10 @@ COMMANDS = {
     "cd releases/vitb14 && sha256sum -c SHA256SUMS": Run(),
     VITB14: Run(f"steps=2 {SMALL}"),
     (
+        ".venv/bin/python -m franca.train --config configs/pretrain/vitb14_in21k.yaml --estimate --devices 32 "
+        "--device-name H100"
+    ): Run(),
+    (
         ".venv/bin/python -m franca.train --config configs/pretrain/vitl14_in21k.yaml "
         "data.path=/path/to/images --dry-run"
     ): Run(),
@@ -145,6 +154,28 @@ COMMANDS = {
     ),
     ".venv/bin/python scripts/kill_ranks.py --kills 30": Run(instead=".venv/bin/python scripts/kill_ranks.py --help"),
     # dataset_prep.md
+    "mkdir -p data": Run(),
+    "mkdir -p data/imagenet": Run(),
+    "tar -xf /path/to/ILSVRC2012_img_train.tar -C data/imagenet": Run(),
+    (
+        '(cd data/imagenet && for tar in *.tar; do mkdir "${tar%.tar}" && tar -xf "$tar" -C "${tar%.tar}" '
+        '&& rm "$tar"; done)'
+    ): Run(),
+    f"{PRETRAIN} data.source=tars data.path=data/imagenet output=runs/imagenet_tars": Run(f"steps=2 {SMALL}"),
+    f"{PRETRAIN} data.path=data/imagenet output=runs/imagenet": Run(f"steps=2 {SMALL}"),
+    "tar -xzf /path/to/winter21_whole.tar.gz -C data": Run(),
+    f"{PRETRAIN} data.source=tars data.path=data/winter21_whole output=runs/imagenet21k": Run(f"steps=2 {SMALL}"),
+    f"{PRETRAIN} data.source=shards 'data.path=/path/to/laion/shards/{{00000..59999}}.tar' output=runs/laion": Run(
+        f"data.path=/path/to/laion/shards/00000.tar steps=2 {SMALL}"
+    ),
+    (
+        f"{PRETRAIN} data.source=shards 'data.path=pipe:cat /path/to/laion/shards/{{00000..59999}}.tar' "
+        "output=runs/laion_pipe"
+    ): Run(f"'data.path=pipe:cat /path/to/laion/shards/00000.tar' steps=2 {SMALL}"),
+    (
+        f"{PRETRAIN} data.source=mixture output=runs/mixture 'data.parts=[{{path: /path/to/images, weight: 2}}, "
+        "{source: shards, path: /path/to/laion/shards, weight: 1}]'"
+    ): Run(f"steps=2 {SMALL}"),
     (
         ".venv/bin/python -m franca.train --config configs/recipes/quickstart.yaml data.source=folder "
         "data.path=/path/to/images output=runs/grey data.channels=1 'data.crops.mean=[0.45]' 'data.crops.std=[0.25]'"
@@ -320,6 +351,12 @@ def test_dataset_prep_states_the_limits_of_the_code() -> None:
     assert f"about {decode.MAX_PIXELS / 1e6:.0f} megapixels" in text
     assert f"`data.max_broken_share` of the files read ({DataConfig().max_broken_share} by" in text
     assert f"`data.crops.global_size`, {DataConfig().crops.global_size} pixels" in text
+    shards = DataConfig().shards
+    assert f"`data.shards.streams` ({shards.streams}) streams" in text
+    assert f"blocks of `data.shards.buffer` ({shards.buffer})" in text
+    assert f"that is {shards.streams * shards.buffer:,}\n  images" in text
+    assert f"A folder of {KEPT_FROM:,} images or more" in text
+    assert f"exactly over every {SLOTS:,} samples" in text
 
 
 def test_training_names_every_key_that_a_continued_run_may_change() -> None:
@@ -337,6 +374,7 @@ def test_documented_commands_run(block: list[str], clone: Path, images: Path, st
     script = "\n".join(["set -euxo pipefail", *(as_run(line, images, stand_ins) for line in block)])
     place_files(clone, stand_ins, script)
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment["FRANCA_CACHE"] = str(clone / ".cache")
     done = subprocess.run(
         ["bash", "-c", script], cwd=clone, env=environment, capture_output=True, text=True, timeout=TIMEOUT
     )
