@@ -18,6 +18,7 @@ from franca.eval.parts import split_in_two
 from franca.hub.checkpoint import CheckpointError
 from franca.train.build import build_pair, refused_as
 from franca.train.config import TrainConfig, load_config
+from franca.train.estimate import UTILISATION, estimate, report
 from franca.train.logger import MissingTracker
 from franca.train.recovery import NonFiniteLoss
 from franca.train.stopping import Interrupted
@@ -31,7 +32,7 @@ examples:
   torchrun --nproc-per-node 8 -m franca.train --config configs/pretrain/vitl14_in21k.yaml data.path=/data/images
 
 The same command continues a run that was stopped, at any moment and by any means.
---dry-run prints every key with its value; training.md explains them.
+--dry-run prints every key with its value, --estimate what the run will cost; training.md explains them.
 """
 
 
@@ -90,6 +91,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file that differs from the defaults; see configs/")
     parser.add_argument("--dry-run", action="store_true", help="check and print the resolved configuration, then stop")
+    parser.add_argument("--estimate", action="store_true", help="print what the run will cost, then stop")
+    asked = parser.add_argument_group("with --estimate")
+    asked.add_argument("--devices", type=int, default=0, metavar="N", help="one process each; world_size or 1")
+    asked.add_argument("--device-name", default="", metavar="NAME", help="such as H100; this machine's")
+    asked.add_argument(
+        "--utilisation", type=float, default=UTILISATION, metavar="SHARE", help="of the device's peak; %(default)s"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, such as steps=500 model.depth=6")
     return parser.parse_intermixed_args(arguments)
 
@@ -113,6 +121,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_config(options.config, options.overrides)
         if options.dry_run:
             dry_run(config)
+        elif options.estimate:
+            print(report(estimate(config, options.devices, options.device_name, options.utilisation)))
         else:
             train(config)
     except Interrupted as stop:

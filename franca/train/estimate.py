@@ -58,17 +58,19 @@ def batch_shape(config: TrainConfig, encoder: Encoder) -> BatchShape:
 
 
 def estimate(
-    config: TrainConfig, devices: int = 1, device_name: str = "", utilisation: float = UTILISATION
+    config: TrainConfig, devices: int = 0, device_name: str = "", utilisation: float = UTILISATION
 ) -> Estimate:
-    """Estimate a run on ``devices`` devices of that name (one of PEAKS or what a device calls itself); "": this one's.
+    """Estimate a run on ``devices`` devices of that name.
+
+    devices: one process each; 0: the configured ``world_size``, else 1. device_name: one of PEAKS, or what a device
+    calls itself; "": this machine's.
 
     Raises:
         ConfigError: an unknown device, or a configuration that doesn't fit so many processes.
     """
+    devices = devices or max(config.world_size, 1)
     if devices < 1 or not 0 < utilisation <= 1:
-        raise ConfigError(
-            f"devices={devices}, utilisation={utilisation}: at least 1 device, and a share above 0 up to 1"
-        )
+        raise ConfigError(f"--devices {devices} --utilisation {utilisation}: at least 1, and a share above 0 up to 1")
     config = config.for_ranks(devices)
     with torch.device("meta"), refused_as("model, heads"):  # shapes alone
         student = build_encoder(config, config.model.drop_path_rate)
@@ -132,8 +134,8 @@ def report(result: Estimate) -> str:
         ("", ""),
         ("time", f"at {result.utilisation:.0%} of {result.peak / 1e12:.4g} TFLOP/s"),
         ("  a step", f"{result.seconds:.3g} s"),
-        ("  images per second", f"{config.effective_batch / result.seconds:.4g}"),
-        ("  the run", f"{result.hours:.4g} hours, {result.hours * result.devices:.4g} device hours"),
+        ("  images per second", f"{config.effective_batch / result.seconds:,.0f}"),
+        ("  the run", f"{result.hours:,.1f} hours, {result.hours * result.devices:,.1f} device hours"),
     ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}".rstrip() for name, value in rows]

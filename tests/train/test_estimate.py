@@ -12,6 +12,7 @@ from franca.config import ConfigError
 from franca.data.batch import Crops, PretrainBatch, Sample, collate
 from franca.objective import PretrainingObjective
 from franca.peaks import PEAKS
+from franca.train.__main__ import main
 from franca.train.build import build_pair
 from franca.train.config import TrainConfig, load_config
 from franca.train.estimate import Estimate, batch_shape, estimate, report
@@ -172,12 +173,27 @@ def test_an_unknown_device_is_measured_and_said_to_be() -> None:
     assert "was measured" not in report(replace(result, device="H100"))
 
 
-@pytest.mark.parametrize(("devices", "name", "share"), [(0, "H100", 0.3), (1, "H9000", 0.3), (1, "H100", 1.2)])
+@pytest.mark.parametrize(("devices", "name", "share"), [(-1, "H100", 0.3), (1, "H9000", 0.3), (1, "H100", 1.2)])
 def test_what_can_not_be_estimated_is_refused(devices: int, name: str, share: float) -> None:
     with pytest.raises(ConfigError, match=f"{name if name != 'H100' else devices}"):
         estimate(load_config(None, BACKBONE), devices, name, share)
 
 
+def test_the_configured_number_of_processes_counts_unless_told() -> None:
+    assert estimate(load_config(None, [*BACKBONE, "world_size=4"]), device_name="H100").devices == 4
+    assert estimate(load_config(None, BACKBONE), device_name="H100").devices == 1
+
+
 def test_a_number_of_processes_that_the_run_refuses_is_refused() -> None:
     with pytest.raises(ConfigError, match="world_size=4"):
         estimate(load_config(None, [*BACKBONE, "world_size=4"]), 2, "H100")
+
+
+def test_the_command_prints_it_and_does_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = [*BACKBONE, f"output={tmp_path / 'run'}", "data.path=/no/such/folder"]
+    options = ["--estimate", "--devices", "8", "--device-name", "a100", "--utilisation", "0.25"]
+    assert main([*config, *options]) == 0
+    assert capsys.readouterr().out.strip() == report(estimate(load_config(None, config), 8, "a100", 0.25))
+    assert main([*config, "--estimate", "--device-name", "nothing"]) == 2
+    assert "'nothing'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
