@@ -33,7 +33,10 @@ def build_report(result: Result, out: Path) -> Path:
 def sections(result: Result, out: Path) -> list[str]:
     """The page's parts as HTML, for this page or a larger one; their pictures go into ``out``."""
     evidence = result.evidence
-    assert evidence is not None
+    if evidence is None:
+        planes = f"RASA removed {2 * len(result.fit.rounds)} dimensions; {result.fit.stopped}."
+        few = "What that changed was not measured: too few images were set apart for it."
+        return [page.section("Position in the patch features", page.paragraph(f"{planes} {few}")), _rounds(result)]
     return [
         page.section("Position in the patch features, before and after RASA", page.paragraph(headline(result), "lead"),
                      _numbers(evidence)),

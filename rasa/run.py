@@ -11,6 +11,7 @@ from franca.eval.protocols.position_moments import Moments
 from franca.train.files import held
 from rasa.config import RasaConfig
 from rasa.crops import Crops, split
+from rasa.errors import RasaError
 from rasa.evidence import Evidence, gather, measure
 from rasa.features import Engine
 from rasa.fit import RASAFit, Round, check_size, head_of, run_rounds
@@ -144,6 +145,10 @@ def _evidence(task: Task, fit: RASAFit) -> Evidence | None:
     logger.info("measuring before and after")
     started = time.perf_counter()
     probe, test = (gather(task.engine, crops, options.crops) for crops in (task.probe, task.test))
-    evidence = measure(probe, test, fit.head, options.clusters, task.config.seed, task.engine.device)
+    try:
+        evidence = measure(probe, test, fit.head, options.clusters, task.config.seed, task.engine.device)
+    except RasaError as error:  # the head is there, and no worse for it
+        logger.warning("%s", error)
+        return None
     logger.info("measured in %.1f s", time.perf_counter() - started)
     return evidence

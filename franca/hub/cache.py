@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from franca.hub.archive import DamagedArchive, unpack
-from franca.hub.download import download, locked
+from franca.hub.download import DownloadError, download, locked
 from franca.hub.registry import Published, RemoteFile
 
 # How files begin: a .pth as a zip or, of before, as a pickle; an archive as gzip.
@@ -23,6 +23,11 @@ RELEASES = "https://github.com/valeoai/Franca/releases/download"
 
 def cache_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def is_there(name: str) -> bool:
+    """Whether a file of that name lies in the cache."""
+    return (cache_folder() / name).exists()
 
 
 def address(file: RemoteFile) -> str:
@@ -57,9 +62,18 @@ def fetch_backbone(published: Published) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target) as alone:
             if not target.exists():
-                parts = [fetch(file) for file in published.files]
+                parts = [_fetch_piece(file, published) for file in published.files]
                 _unpack_fetched(parts, target, alone)
     return target
+
+
+def _fetch_piece(piece: RemoteFile, published: Published) -> Path:
+    """One of several files. Raises DownloadError, which says which there are."""
+    try:
+        return fetch(piece)
+    except DownloadError as error:
+        needed = ", ".join(file.name for file in published.files)
+        raise DownloadError(f"{error}. By hand, all of these are needed: {needed}") from None
 
 
 def unpacked(parts: Sequence[Path]) -> Path:

@@ -85,6 +85,16 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], origin: str) ->
     Raises:
         CheckpointError: a short table of names that are missing, unexpected, or of another shape. Nothing was copied.
     """
+    rows = mismatches(module, state)
+    if rows:
+        more = [f"… and {len(rows) - ROWS_SHOWN} more"] if len(rows) > ROWS_SHOWN else []
+        table = "\n  ".join(rows[:ROWS_SHOWN] + more)
+        raise CheckpointError(f"{origin} is of another architecture than {type(module).__name__} as built:\n  {table}")
+    module.load_state_dict(dict(state))
+
+
+def mismatches(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """What keeps ``state`` from fitting ``module``, a line each: names missing, unexpected, or of another shape."""
     wanted = module.state_dict()
     rows = [f"missing     {name} {tuple(wanted[name].shape)}" for name in wanted if name not in state]
     rows += [f"unexpected  {name} {tuple(state[name].shape)}" for name in state if name not in wanted]
@@ -93,11 +103,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], origin: str) ->
         for name in wanted
         if name in state and state[name].shape != wanted[name].shape
     ]
-    if rows:
-        more = [f"… and {len(rows) - ROWS_SHOWN} more"] if len(rows) > ROWS_SHOWN else []
-        table = "\n  ".join(rows[:ROWS_SHOWN] + more)
-        raise CheckpointError(f"{origin} is of another architecture than {type(module).__name__} as built:\n  {table}")
-    module.load_state_dict(dict(state))
+    return rows
 
 
 def hash_tensors(state: Mapping[str, Tensor]) -> str:

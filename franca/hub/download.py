@@ -68,7 +68,7 @@ def download(url: str, target: Path, sha256: str | None = None, advice: str = ""
         except DownloadError:
             raise
         except (OSError, _Interrupted) as error:
-            raise DownloadError(f"{_reason(error, url, partial)} {advice}") from error
+            raise DownloadError(f"{_reason(error, url, partial)} {advice}") from None
     return target
 
 

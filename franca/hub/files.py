@@ -175,11 +175,11 @@ def _load(path: Path) -> Any:
     except CheckpointError:
         raise
     except OSError as error:
-        raise _unreadable(path, error.strerror) from error
+        raise _unreadable(path, error.strerror) from None
     except Exception as error:  # damaged bytes make torch raise anything, and advise to switch its safeguard off
         needs = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if needs is None:
-            raise _unreadable(path) from error
+            raise _unreadable(path) from None
         raise CheckpointError(
             f"{path} holds Python objects ({needs[1]}) beside tensors; reading them could run code, so it is refused. "
             "Where you trust the file, load it with torch and save its state_dict alone"

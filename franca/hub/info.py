@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from franca.hub.checkpoint import CheckpointError
+from franca.hub.checkpoint import CheckpointError, mismatches
 from franca.hub.description import describe_rasa, facts
 from franca.hub.files import is_library_folder, rasa_beside, read_file, weights_file
-from franca.hub.layouts import Recognised, recognise, recognise_rasa
+from franca.hub.layouts import Recognised, recognise, recognise_rasa, skeleton
 from franca.hub.names import State
 from franca.hub.preprocessing import told_normalisation
 from franca.hub.progress import Progress
@@ -104,7 +104,25 @@ def _about_model(weights: Recognised) -> dict[str, Any]:
         "grid": weights.config["img_size"] // weights.config["patch_size"],
         **{name: described.get(name) for name in DESCRIBED},
         "versions": {name: described.get(name) for name in ("format", "franca", "torch")},
+        "notes": weights.notes + _misfits(weights),
     }
+
+
+def _misfits(weights: Recognised) -> list[str]:
+    """In words, why loading will be refused; nothing where all tensors fit."""
+    try:
+        rows = mismatches(skeleton(_with_some_heads(weights)), weights.backbone)
+    except CheckpointError as error:
+        return [str(error)]
+    if not rows:
+        return []
+    first = " ".join(rows[0].split())
+    return [f"incomplete or damaged: {len(rows)} tensors don't fit, such as {first}; loading refuses it"]
+
+
+def _with_some_heads(weights: Recognised) -> Recognised:
+    """With a number of attention heads, which no tensor's shape depends on."""
+    return replace(weights, config=weights.config | {"num_heads": weights.config["num_heads"] or 1})
 
 
 def _find_rasa(weights: Recognised, place: Path) -> dict[str, Any] | None:

@@ -98,6 +98,13 @@ def build(recognised: Recognised) -> VisionTransformer:
     for name, tensor in recognised.backbone.items():
         if not tensor.is_floating_point():
             raise CheckpointError(f"{origin}: {name} is {tensor.dtype}; quantised weights can't be used")
+    model = skeleton(recognised).to_empty(device="cpu")
+    load_weights(model, recognised.backbone, origin)
+    return model.eval()
+
+
+def skeleton(recognised: Recognised) -> VisionTransformer:
+    """The backbone's shapes alone, on the meta device. Raises CheckpointError where its configuration makes none."""
     try:
         with torch.device("meta"):
             model = VisionTransformer(**recognised.config)
@@ -105,10 +112,8 @@ def build(recognised: Recognised) -> VisionTransformer:
                 model.patch_map = nn.Linear(model.embed_dim, model.embed_dim, bias=False)
     except (TypeError, ValueError) as error:
         verb = "describes" if recognised.description else "holds"
-        raise CheckpointError(f"{origin} {verb} a backbone this version can't build: {error}") from error
-    model = model.to_empty(device="cpu")
-    load_weights(model, recognised.backbone, origin)
-    return model.eval()
+        raise CheckpointError(f"{recognised.origin} {verb} a backbone this version can't build: {error}") from error
+    return model
 
 
 def build_rasa(rasa: State, width: int, origin: str) -> RASAHead:

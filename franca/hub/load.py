@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from franca.hub.architecture import backbone_sizes
-from franca.hub.cache import fetch, fetch_backbone
+from franca.hub.cache import fetch, fetch_backbone, is_there
 from franca.hub.checkpoint import CheckpointError
 from franca.hub.files import find_in_folder, is_library_folder, rasa_beside, read_file
 from franca.hub.layouts import Recognised, build, build_rasa, recognise, recognise_rasa
@@ -158,6 +158,8 @@ def _load_size(
         return _untrained(arch, weights, img_size, use_rasa_head, RASA_local_state_dict)
     published = None if local_state_dict is not None and weights is None else find(arch, weights)
     if local_state_dict is None and published:
+        if use_rasa_head and RASA_local_state_dict is None and not (published.rasa or is_there(published.name)):
+            raise _no_rasa(f"the published {published.name}", published)  # before a gigabyte is fetched
         _say(LICENCE)
         local_state_dict = fetch_backbone(published)
     assert local_state_dict is not None  # `find` gave weights, or raised
@@ -214,8 +216,12 @@ def _find_rasa(recognised: Recognised, published: Published | None) -> tuple[str
         return _read_rasa(beside, None)
     if published and published.rasa:
         return _read_rasa(fetch(published.rasa), None)
+    raise _no_rasa(origin, published)
+
+
+def _no_rasa(origin: str, published: Published | None) -> CheckpointError:
     weights = f"for {published.weights} of {published.arch}" if published else "for it"
-    raise CheckpointError(
+    return CheckpointError(
         f"use_rasa_head=True, but {origin} holds no RASA head and none is published {weights}: give one as "
         "RASA_local_state_dict=…, or train one with python -m rasa.train"
     )

@@ -55,7 +55,9 @@ def plan_upstream(weights: Recognised, output: Path) -> Plan:
 
 
 def plan_safetensors(weights: Recognised, output: Path) -> Plan:
-    """One safetensors file with our names; the description stands in its metadata."""
+    """One safetensors file with our names; the description stands in its metadata. Its ending tells how to read it."""
+    if output.suffix.lower() != ".safetensors":
+        raise CheckpointError(f"{output} would not be known as a safetensors file again: name it {output}.safetensors")
     description = {name: value for name, value in describe_weights(weights).items() if name not in ("heads", "hash")}
     written = _safetensors(_with_rasa(weights), {"format": "pt", "description": json.dumps(description)})
     return Plan({output: written}, _load_model(output), _left_out(weights))

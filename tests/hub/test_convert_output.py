@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 import pytest
 
+from franca.hub.checkpoint import CheckpointError
 from franca.hub.convert import convert, main, write_together
 from tests.hub.conversion import LAYOUTS, output, random_model, save, with_head
 
@@ -115,3 +116,10 @@ class TestCommand:
         assert exit.value.code == 2
         assert message in capsys.readouterr().err
         assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pth"]
+
+
+def test_a_safetensors_file_is_known_by_its_ending(tmp_path: Path) -> None:
+    source = save(tmp_path / "in.pth", random_model())
+    with pytest.raises(CheckpointError, match=r"name it .*out\.safetensors"):
+        convert(source, tmp_path / "out", "safetensors")
+    assert not (tmp_path / "out").exists()

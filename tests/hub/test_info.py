@@ -121,6 +121,17 @@ def test_a_released_file(parity_dir: Path) -> None:
     assert about["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()  # it carries no hash of its own
 
 
+def test_a_file_that_lacks_tensors_is_not_called_whole(tmp_path: Path) -> None:
+    save(tmp_path / "teacher.pth", model())
+    convert(tmp_path / "teacher.pth", tmp_path / "bare.pth", "upstream")
+    content = torch.load(tmp_path / "bare.pth", weights_only=True)
+    gone = [name for name in content["teacher"] if ".attn.qkv." in name]
+    torch.save({"teacher": {n: t for n, t in content["teacher"].items() if n not in gone}}, tmp_path / "part.pth")
+    (note,) = (note for note in inspect(tmp_path / "part.pth", num_heads=1)["notes"] if "damaged" in note)
+    assert f"{len(gone)} tensors don't fit, such as missing blocks.0.attn.qkv.weight" in note
+    assert not any("damaged" in note for note in inspect(tmp_path / "bare.pth", num_heads=1)["notes"])
+
+
 def test_guessed_attention_heads_are_said(tmp_path: Path) -> None:
     save(tmp_path / "teacher.pth", model())
     convert(tmp_path / "teacher.pth", tmp_path / "bare.pth", "upstream")

@@ -130,3 +130,14 @@ def test_addresses(monkeypatch) -> None:
     assert address(registry.find("vit_base").rasa) == (
         "https://mirror.example/franca/v1.0.0/franca_vitb14_In21K_rasa.pth"
     )
+
+
+def test_a_missing_rasa_head_is_said_before_anything_is_fetched(released, server) -> None:
+    with pytest.raises(CheckpointError, match="none is published for IN21K_224 of vit_base: give one as RASA_local"):
+        load_model("franca_vitb14", weights="IN21K_224", use_rasa_head=True)
+    assert not server.requests
+
+
+def test_all_pieces_are_named_where_one_cannot_be_fetched(server) -> None:
+    with pytest.raises(DownloadError, match=r"part_aa, franca_\w+\.tar\.gz\.part_ab, franca_\w+\.tar\.gz\.part_ac$"):
+        load_model("franca_vitg14")
