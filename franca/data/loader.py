@@ -125,8 +125,8 @@ class PretrainLoader:
     def _next(self, batches: Iterator[PretrainBatch | DataError]) -> PretrainBatch:
         try:
             batch = next(batches)
-        except RuntimeError as error:
-            if not re.match(r"DataLoader worker \(pid", str(error)):
+        except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: lost while it handed a batch over
+            if isinstance(error, RuntimeError) and not re.match(r"DataLoader worker \(pid", str(error)):
                 raise
             raise WorkerDied(
                 f"{error}. Memory or shared memory (/dev/shm) may have run out: lower data.workers (now "
