@@ -50,6 +50,11 @@ def random_batch(config: TrainConfig) -> PretrainBatch:
     return collate(samples, mask, config.data.mask, torch.Generator().manual_seed(0))
 
 
+def half_where_asked(config: TrainConfig) -> torch.autocast:
+    """As the trainer computes on accelerators, where attention is fused in bf16 too."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision == "bf16")
+
+
 def one_step(config: TrainConfig) -> None:
     """What the trainer does in a step, from building the networks on."""
     pair = build_pair(config).train()
@@ -58,9 +63,12 @@ def one_step(config: TrainConfig) -> None:
     objective = PretrainingObjective(pair, config.objective)
     optimizer = build_optimizer(pair.student, len(pair.student.backbone.blocks), config.optimizer)
     batches = [random_batch(config) for _ in range(config.accumulate)]
-    targets = objective.assign(batches, 0.07)
+    with half_where_asked(config):
+        targets = objective.assign(batches, 0.07)
     for batch, target in zip(batches, targets, strict=True):
-        objective.student_loss(batch, target).total.backward()
+        with half_where_asked(config):
+            loss = objective.student_loss(batch, target).total
+        loss.backward()
     clip_gradients([getattr(pair.student, part) for part in PARTS], 3.0)
     step_if_finite(optimizer, torch.tensor(True))
     optimizer.zero_grad(set_to_none=True)
@@ -87,8 +95,10 @@ def peak_of_one_step(config: TrainConfig, folder: Path) -> int:
         [*BACKBONE, "parallel.activation_checkpointing=selective"],
         SCORES,
         [*SCORES, "accumulate=2"],
+        [*BACKBONE, "precision=bf16"],
+        [*SCORES, "precision=bf16"],
     ],
-    ids=["backbone", "mlp", "full", "selective", "scores", "accumulated"],
+    ids=["backbone", "mlp", "full", "selective", "scores", "accumulated", "backbone, bf16", "scores, bf16"],
 )
 def test_memory_is_what_a_real_step_allocates(overrides: list[str], tmp_path: Path) -> None:
     config = load_config(None, [*overrides, "device=cpu"])
