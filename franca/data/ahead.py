@@ -18,7 +18,10 @@ def read_ahead(items: Generator[Item, None, None], depth: int) -> Iterator[Item]
         while True:
             item, error = reader.results.get()
             if error is not None:
-                raise error
+                try:
+                    raise error
+                finally:
+                    del error  # else it refers to itself through this frame, and lives on with all it refers to
             if item is None:
                 return
             yield item

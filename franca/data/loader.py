@@ -134,6 +134,7 @@ class PretrainLoader:
                 "With data.workers=0 the error shows in the main process"
             ) from error
         if isinstance(batch, DataError):
+            del batches  # what the error refers to through this frame would live on, workers included
             raise batch
         return batch
 
