@@ -83,9 +83,7 @@ class RASAHead(nn.Module):
             return_pos_info: a pair (what the last plane held, (…, N, D); the features).
         """
         if x.shape[-1] != self.input_dim:
-            raise ValueError(
-                f"features of shape {tuple(x.shape)}; this head reads (…, input_dim={self.input_dim})"
-            )
+            raise ValueError(f"features of shape {tuple(x.shape)}; this head reads (…, input_dim={self.input_dim})")
         positional = torch.zeros_like(x)
         for weight in self.weights(use_pos_pred):
             positional, x = decompose(x, weight)
