@@ -114,13 +114,16 @@ class PretrainLoader:
             del batches  # ends the workers now, even while an error still refers to this frame
             works.close()
 
-    def _works(self, given: deque[dict[int, list[int]]]) -> Generator[Work, None, None]:
+    def _works(self, given: deque[dict[int, list[int]]]) -> Generator[Work | DataError, None, None]:
         """What the workers are to do; what each batch changes in the table is put into ``given``, in the same order."""
         size, workers = self.config.batch_size, self.config.workers
         works = plan(self._mixture, self._table, self._batches.seed, size, self._images, self.rank, self.world_size)
-        for work, rows in read_ahead(works, depth=workers + 1) if self._table.shards and workers else works:
-            given.append(rows)
-            yield work
+        try:
+            for work, rows in read_ahead(works, depth=workers + 1) if self._table.shards and workers else works:
+                given.append(rows)
+                yield work
+        except DataError as error:  # takes its turn behind the batches before it; raised here it would leave workers
+            yield type(error)(*error.args)  # without the traceback
 
     def _next(self, batches: Iterator[PretrainBatch | DataError]) -> PretrainBatch:
         try:
@@ -138,7 +141,7 @@ class PretrainLoader:
             raise batch
         return batch
 
-    def _data_loader(self, works: Iterator[Work]) -> DataLoader:
+    def _data_loader(self, works: Iterator[Work | DataError]) -> DataLoader:
         workers = self.config.workers
         return DataLoader(
             self._batches,
@@ -171,7 +174,9 @@ class _Batches(Dataset):
         self.mask_config = config.mask
         self.mask = config.mask.build((side, side))
 
-    def __getitem__(self, work: Work) -> PretrainBatch | DataError:
+    def __getitem__(self, work: Work | DataError) -> PretrainBatch | DataError:
+        if isinstance(work, DataError):
+            return work
         try:
             samples = [self._sample(work, place) for place in range(self.batch_size)]
         except DataError as error:  # raised here, it would come out wrapped in the worker's traceback
