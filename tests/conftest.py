@@ -1,6 +1,7 @@
 """What all tests share: reference values, images and a cluster, the count of tests that lacked them, drawn images."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,16 @@ def _folder(name: str) -> Path:
     if not _PATHS[name].is_dir():
         pytest.fail(f"{name} names {_PATHS[name]}, which is not a folder: correct it, or unset it to skip these tests")
     return _PATHS[name]
+
+
+@pytest.fixture(autouse=True)
+def environment_is_restored() -> Iterator[None]:
+    """What a test sets in this process (a job's RANK, say) must not reach the tests after it."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
