@@ -1,6 +1,7 @@
 """What a job is told by SLURM, where its files may lie, and how its state is read; programs of SLURM are stand-ins."""
 
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,7 +106,11 @@ def test_a_failed_run_is_a_failed_job_and_a_finished_one_is_not(step: Callable[.
     assert end.value.code == 2
 
 
-def test_training_runs_in_this_process_with_its_own_status(capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_runs_in_this_process_with_its_own_status(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    monkeypatch.delitem(sys.modules, "franca.train.__main__", raising=False)  # a job's process starts without it
     assert run_training(["--config", "no/such.yaml"]) == 2
     assert "'no/such.yaml' does not exist" in capsys.readouterr().err
 
