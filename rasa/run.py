@@ -8,7 +8,7 @@ from pathlib import Path
 from franca.data.sources import Source
 from franca.devices import choose_device, choose_precision
 from franca.eval.protocols.position_moments import Moments
-from franca.train.files import held
+from franca.files import held
 from rasa.config import RasaConfig
 from rasa.crops import Crops, split
 from rasa.errors import RasaError

@@ -13,7 +13,8 @@ from torch import nn
 from franca.config import ConfigError, dump_config
 from franca.data.sources import Source
 from franca.eval.protocols.position_moments import Moments
-from franca.hub import save_teacher, write_atomically
+from franca.files import write_atomically
+from franca.hub import save_teacher
 from franca.hub.architecture import name_architecture
 from franca.hub.checkpoint import hash_tensors
 from franca.models import RASAHead, VisionTransformer

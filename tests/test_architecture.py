@@ -24,6 +24,7 @@ FLOORS = {
     "franca.data.masking": 0,
     "franca.metrics": 0,
     "franca.config": 0,
+    "franca.files": 0,
     "franca.devices": 1,
     "franca.peaks": 1,
     "franca.objective": 1,

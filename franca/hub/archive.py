@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from franca.hub.checkpoint import CheckpointError, write_atomically
+from franca.files import write_atomically
+from franca.hub.checkpoint import CheckpointError
 from franca.hub.progress import Progress
 
 CHUNK = 1 << 20

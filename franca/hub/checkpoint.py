@@ -9,7 +9,6 @@ A teacher file is ``torch.save({"teacher": {name: tensor}, "description": {...}}
 
 import ctypes
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from franca import __version__
+from franca.files import write_atomically
 
 FORMAT = 1
 ROWS_SHOWN = 12
@@ -51,32 +51,6 @@ def teacher_writer(state: Mapping[str, Tensor], description: Mapping[str, Any]) 
     """What writes such a file, for `write_atomically`. Arguments and CheckpointError as save_teacher, raised here."""
     content = _teacher_content(state, description)
     return lambda file: torch.save(content, file)
-
-
-def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
-    """Call ``write`` on a temporary file beside ``path``, force it to disk, then rename it over ``path``.
-
-    Raises:
-        OSError: writing failed. Then ``path`` is as it was before, and the temporary file is gone.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        # torch's zip writer reports a full disk as RuntimeError
-        if isinstance(error, (OSError, RuntimeError)):
-            raise OSError(
-                f"{path} could not be written ({error}); check the folder and the free space. "
-                "An earlier file of that name is untouched"
-            ) from error
-        raise
-    _sync_folder(path.parent)
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
@@ -158,13 +132,3 @@ def _plain(value: Any, where: str) -> Any:
     if value is None or isinstance(value, (int, float)):
         return value
     raise CheckpointError(f"{where} is {type(value).__name__}, not a plain type (str, number, bool, None, list, dict)")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system lets a folder be opened."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

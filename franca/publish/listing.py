@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from franca.files import replace_text
 from franca.hub.progress import Progress
 from franca.publish.placing import BLOCK, MANIFEST, SUMS
-from franca.train.files import replace_text
 
 FORMAT = 1
 

@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 import torch
 import torch.distributed.checkpoint as dcp
 
-from franca.hub import CheckpointError, load_model, save_teacher, write_atomically
+from franca.files import write_atomically
+from franca.hub import CheckpointError, load_model, save_teacher
 from franca.hub.checkpoint import hash_tensors
 from franca.hub.files import read_file
 from franca.hub.layouts import build_rasa, recognise, recognise_rasa

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from franca.files import sync
 from franca.hub.progress import Progress
 from franca.publish.errors import PublishError
-from franca.train.files import sync
 
 BLOCK = 1 << 22
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"

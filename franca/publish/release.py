@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from franca.files import replace_text
 from franca.hub import CheckpointError
 from franca.hub.load import ENTRY_POINTS
 from franca.hub.registry import SHORT_NAMES
@@ -27,7 +28,6 @@ from franca.publish.placing import place, staged
 from franca.publish.privacy import NOT_STATED, last_name, without_places
 from franca.publish.run import ALL, Run, open_run
 from franca.train.config import TrainConfig
-from franca.train.files import replace_text
 
 CONFIG, METRICS, CARD = "config.yaml", "metrics.jsonl", "README.md"
 

@@ -109,7 +109,7 @@ def _is_whole(state: Path) -> bool:
 
 
 def _in_use(path: Path) -> bool:
-    """Whether a process holds the run, as `franca.train.files.held` does. Nothing is held here: a run may start."""
+    """Whether a process holds the run, as `franca.files.held` does. Nothing is held here: a run may start."""
     try:
         with (path / ".lock").open("rb") as file:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

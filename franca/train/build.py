@@ -13,10 +13,10 @@ from franca.config import ConfigError, dump_config
 from franca.data.mixture import Mixture
 from franca.data.sources import Source
 from franca.data.sources.shards import Shards
+from franca.files import held, replace_text
 from franca.models import BACKBONES, MatryoshkaHead, VisionTransformer
 from franca.objective import Encoder, StudentTeacher
 from franca.train.config import TrainConfig, load_config
-from franca.train.files import held, replace_text
 
 # Keys, and groups of keys, that may differ when a run is continued: they don't change what is learned.
 OPERATIONAL = (

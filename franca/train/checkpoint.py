@@ -23,8 +23,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from franca.distributed import cpu_group, is_main, on_main
+from franca.files import sync
 from franca.hub.checkpoint import CheckpointError
-from franca.train.files import sync
 
 # One process is an ordinary case here. For good, because a save in the background meets it in a thread of its own.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from franca.files import replace_text, sync
 from franca.metrics import read_metrics
-from franca.train.files import replace_text, sync
 
 logger = logging.getLogger(__name__)
 

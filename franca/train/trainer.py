@@ -25,6 +25,7 @@ from franca.distributed import (
     sum_over_ranks,
     world_size,
 )
+from franca.files import publish
 from franca.hub.checkpoint import CheckpointError, save_teacher
 from franca.metrics import read_metrics
 from franca.objective import LossReport, PretrainingObjective, Targets
@@ -41,7 +42,6 @@ from franca.train.build import (
 )
 from franca.train.checkpoint import CheckpointFolder
 from franca.train.config import TrainConfig
-from franca.train.files import publish
 from franca.train.logger import RunLogger, SilentLogger
 from franca.train.meter import Meter
 from franca.train.monitor import Monitor

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from franca.hub import CheckpointError, checkpoint, describe, load_model, load_weights, save_teacher, write_atomically
+from franca.files import write_atomically
+from franca.hub import CheckpointError, checkpoint, describe, load_model, load_weights, save_teacher
 from franca.hub.checkpoint import hash_tensors, teacher_writer
 from franca.models import VisionTransformer
 

@@ -216,7 +216,7 @@ def test_what_the_closed_form_does_not_read_may_change(change: str, refused: boo
 def test_a_second_process_changes_nothing_in_a_folder_at_work(run: Callable[..., Result], tmp_path: Path) -> None:
     run("rounds=1")
     before = times_of(tmp_path / "run")
-    lines = ["import sys", "from pathlib import Path", "from franca.train.files import held"]
+    lines = ["import sys", "from pathlib import Path", "from franca.files import held"]
     lines += ["with held(Path(sys.argv[1])):", "    print('held', flush=True)", "    input()"]
     holder = subprocess.Popen(
         [sys.executable, "-c", "\n".join(lines), str(tmp_path / "run")],

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from franca import files
 from franca.config import ConfigError
-from franca.hub import checkpoint as hub_checkpoint
-from franca.train import files
 from franca.train.build import OPERATIONAL, claim_run_folder, flatten
 from franca.train.config import TrainConfig, load_config
 from franca.train.trainer import Trainer
@@ -76,7 +75,7 @@ def test_a_kill_while_the_configuration_is_written_spoils_nothing(
 
     for config in (tiny(), tiny()):  # a new folder, then the folder of the same run
         with monkeypatch.context() as patch:
-            patch.setattr(hub_checkpoint.os, "replace", die)
+            patch.setattr(files.os, "replace", die)
             patch.setattr(Path, "unlink", leave)
             with pytest.raises(Killed):
                 claim_run_folder(config)

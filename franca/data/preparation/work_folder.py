@@ -1,16 +1,16 @@
 """The folder of one step: finished parts are kept, so that the same command goes on after any interruption."""
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from franca.data.preparation.errors import PreparationError
-from franca.hub import write_atomically
+from franca.files import held, sync, write_atomically
 
 MANIFEST = "step.json"
 REPORT = "report.json"
@@ -43,20 +43,13 @@ class WorkFolder:
         self.restart = restart
 
     def __enter__(self) -> Self:
-        self._lock = (self.path / ".lock").open("w")
-        try:
-            # Not flock, which processes of a data loader would inherit.
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            self._lock.close()
-            raise PreparationError(f"another process is at work in {self.path}: wait for it, or stop it") from None
-        except OSError:  # a file system without locks
-            pass
-        try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(held(self.path))
+            except BlockingIOError:
+                raise PreparationError(f"another process is at work in {self.path}: wait for it, or stop it") from None
             self._open()
-        except BaseException:
-            self._lock.close()
-            raise
+            self._lock = stack.pop_all()
         return self
 
     def __exit__(
@@ -84,9 +77,9 @@ class WorkFolder:
             partial.mkdir(parents=True)
             (partial / "part.json").write_text(json.dumps(make(partial)))
             for file in [*(path for path in partial.rglob("*") if path.is_file()), partial]:
-                _sync(file)
+                sync(file)
             os.replace(partial, folder)
-            _sync(folder.parent)
+            sync(folder.parent)
         return self.told(name)
 
     def told(self, name: str) -> dict[str, Any]:
@@ -171,11 +164,3 @@ def _told(file: Path) -> dict[str, Any]:
 
 def _put(file: BinaryIO, text: str) -> None:
     file.write(text.encode())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

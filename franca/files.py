@@ -1,14 +1,41 @@
 """Files that are whole or absent, whatever moment a process dies at, and folders that one process writes to."""
 
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from franca.hub.checkpoint import write_atomically
+if sys.platform != "win32":
+    import fcntl
+
+
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
+    """Call ``write`` on a temporary file beside ``path``, force it to disk, then rename it over ``path``.
+
+    Raises:
+        OSError: writing failed. Then ``path`` is as it was before, and the temporary file is gone.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        # torch's zip writer reports a full disk as RuntimeError
+        if isinstance(error, (OSError, RuntimeError)):
+            raise OSError(
+                f"{path} could not be written ({error}); check the folder and the free space. "
+                "An earlier file of that name is untouched"
+            ) from error
+        raise
+    sync(path.parent)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -32,7 +59,9 @@ def publish(saved: Path, public: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Force a file, or a folder's list of files, onto the disk."""
+    """Force a file, or a folder's list of files, onto the disk; a folder only where the system opens one."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -46,6 +75,9 @@ def held(folder: Path) -> Iterator[None]:
 
     Raises BlockingIOError when another process holds it. Where the file system has no locks nothing is held.
     """
+    if sys.platform == "win32":
+        yield
+        return
     with (folder / ".lock").open("w") as file:
         try:
             # Not flock: worker processes would inherit that, and hold it for some seconds after a kill.

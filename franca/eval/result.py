@@ -1,0 +1,132 @@
+"""What an evaluation found: scores that carry everything needed to repeat them, as JSON and as a table."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from franca.eval.errors import EvalError
+
+FORMAT = 1
+Setting = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number, or the mean of one number per seed."""
+
+    metric: str  # "top1", "miou", …
+    value: float  # in ``unit``; the mean of ``values`` where there are several
+    resolution: str  # of the images as the model saw them, in pixels: "224", "518 windows, stride 259"
+    settings: Mapping[str, Setting] = field(default_factory=dict)  # what tells it from the protocol's other scores
+    slice: str = "d"  # d, d/2 … of the feature
+    unit: str = "%"
+    values: tuple[float, ...] = ()  # one per seed
+    seeds: tuple[int, ...] = ()
+    tta: str = "none"  # test-time augmentation
+    data: str = ""  # where it is not the evaluation's own test set
+    split: str = ""
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation over the seeds; None for fewer than two."""
+        if len(self.values) < 2:
+            return None
+        mean = sum(self.values) / len(self.values)
+        return float((sum((value - mean) ** 2 for value in self.values) / (len(self.values) - 1)) ** 0.5)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What all scores of one evaluation share."""
+
+    protocol: str
+    preset: str  # whose settings: "paper", "dinov2", with "+" where options were changed
+    options: Mapping[str, Any]  # the protocol's whole configuration
+    model: str
+    model_hash: str
+    rasa: str  # "" | "inside" | file
+    train_data: str  # layout
+    train_split: str
+    train_hash: str
+    data: str
+    split: str
+    data_hash: str
+    precision: str
+    device: str
+    versions: Mapping[str, str]  # franca, torch
+
+
+def rows(origin: Origin, scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """One flat record per score, each complete by itself."""
+    shared = asdict(origin)
+    return [
+        shared
+        | {key: value for key, value in asdict(score).items() if key not in ("data", "split") or value}
+        | {"spread": score.spread}
+        for score in scores
+    ]
+
+
+def write_results(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Records as JSON, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(json.dumps({"format": FORMAT, "scores": list(records)}, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Records of a file that `write_results` wrote. Raises EvalError for any other."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise EvalError(f"{path} has format {content['format']}, this version reads {FORMAT}: evaluate again")
+        return list(content["scores"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, EvalError):
+            raise
+        raise EvalError(f"{path} holds no results of franca.eval ({error}); name a JSON file that it wrote") from None
+
+
+def file_name(origin: Origin) -> str:
+    """``knn-folder-val-<model>.json``; letters and digits of the model's name, and its hash."""
+    model = re.sub(r"[^A-Za-z0-9]+", "_", Path(origin.model).name or origin.model).strip("_")
+    rasa = "-rasa" if origin.rasa else ""
+    return f"{origin.protocol}-{origin.data}-{origin.split}-{model}-{origin.model_hash[:8]}{rasa}.json"
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Records as columns of text, widest slice first as they come; for the terminal."""
+    lines = [("metric", "value", "slice", "settings", "data", "px", "augmentation")]
+    lines += [
+        (
+            record["metric"],
+            value_text(record),
+            record["slice"],
+            settings_text(record["settings"]),
+            f"{record['data']} {record['split']}",
+            record["resolution"],
+            record["tta"],
+        )
+        for record in records
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def value_text(record: Mapping[str, Any]) -> str:
+    """``41.2 %`` or ``41.2 ± 0.4 %``: mean and standard deviation over the seeds."""
+    spread, unit = record["spread"], record["unit"]
+    digits = 1 if unit == "%" else 4
+    shown = f"{record['value']:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+    return f"{shown} {unit}".rstrip()
+
+
+def settings_text(settings: Mapping[str, Setting]) -> str:
+    """``k=20 voting=soft``."""
+    return " ".join(f"{name}={value}" for name, value in settings.items())
