@@ -11,6 +11,7 @@ from franca.eval.images import EvalImages
 from franca.eval.parts import Part, evenly_spaced
 from franca.eval.report import page
 from franca.eval.report.build import displayed
+from franca.eval.views import CentralSquare
 from rasa.evidence import Evidence, State
 from rasa.fold import rasa_matrix
 from rasa.run import Result
@@ -130,7 +131,8 @@ def _about_entropy(before: float, after: float) -> str:
 def _pictures(result: Result, out: Path) -> str:
     task = result.task
     wanted = task.config.evidence.pictures
-    images = EvalImages(evenly_spaced(Part(task.source, task.test.numbers), wanted), task.config.data.size)
+    shown = evenly_spaced(Part(task.source, task.test.numbers), wanted)
+    images = EvalImages(shown, CentralSquare(task.config.data.size))
     pixels = next(iter(images.batches(wanted))).pixels
     before = task.engine.features(pixels).cpu()
     after = before @ rasa_matrix(result.fit.head).to(before)

@@ -1,42 +1,18 @@
 """Images as evaluation sees them: the same pixels in the same order each time, unreadable files left out."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2 import functional as F
 
 from franca.data.errors import UnreadableImage
 from franca.data.sources import Source
+from franca.eval.views import View
 
-View = Callable[[Tensor], Tensor]  # uint8 (C, H, W) -> uint8 (C, h, w): a region of the image
 DECODED_AT_ONCE = 32
-
-
-def whole(image: Tensor) -> Tensor:
-    """The image itself, (C, H, W)."""
-    return image
-
-
-def first_half(image: Tensor) -> Tensor:
-    """Left half of a wide image, upper half of a tall one, (C, H, W) -> (C, h, w); one pixel at least."""
-    height, width = image.shape[-2:]
-    return image[..., : (width + 1) // 2] if width >= height else image[..., : (height + 1) // 2, :]
-
-
-def second_half(image: Tensor) -> Tensor:
-    """The other half, (C, H, W) -> (C, h, w). It shares no pixel with `first_half` when the side is even."""
-    height, width = image.shape[-2:]
-    return image[..., width // 2 :] if width >= height else image[..., height // 2 :, :]
-
-
-def resize_square(image: Tensor, size: int) -> Tensor:
-    """Central square, resized: uint8 (C, H, W) -> uint8 (C, size, size), bicubic with antialias."""
-    square = F.center_crop(image, [min(image.shape[-2:])] * 2)  # first: a strip of 1 x 10,000 would grow huge
-    return F.resize(square, [size, size], interpolation=F.InterpolationMode.BICUBIC, antialias=True)
 
 
 @dataclass(frozen=True)
@@ -52,8 +28,7 @@ class EvalImages:
 
     Args:
         source: images with numbers from 0.
-        size: side in pixels after resizing.
-        view: the region of each image that is looked at.
+        view: what becomes of each image.
         workers: processes that decode; 0 decodes in this one. They change no result.
         cache_bytes: keep the resized images in memory when all of them fit, so that a second pass decodes nothing.
     """
@@ -61,14 +36,13 @@ class EvalImages:
     def __init__(
         self,
         source: Source,
-        size: int,
-        view: View = whole,
+        view: View,
         workers: int = 0,
         cache_bytes: int = 1 << 30,
     ) -> None:
-        if size < 1 or not len(source):
-            raise ValueError(f"{len(source)} images, size={size}: both must be above 0")
-        self.source, self.size, self.view, self.workers = source, size, view, workers
+        if not len(source):
+            raise ValueError("a source of 0 images: there is nothing to look at")
+        self.source, self.view, self.workers = source, view, workers
         self.cache_bytes = cache_bytes
         self.skipped: dict[int, str] = {}  # number of an unreadable image -> "name: reason"
         self._cache: ImageBatch | None = None
@@ -104,36 +78,47 @@ class EvalImages:
         return [self._cache]
 
     def _decoded(self) -> Iterator[ImageBatch]:
-        loader = DataLoader(
-            _Resized(self.source, self.size, self.view),
-            batch_size=DECODED_AT_ONCE,
-            num_workers=self.workers,
-            collate_fn=list,
-            generator=torch.Generator(),  # else the loader draws its seed from the run's random state
-        )
-        for group in loader:
-            self.skipped |= {index: result for index, result in group if isinstance(result, str)}
-            readable = [(index, result) for index, result in group if isinstance(result, Tensor)]
-            if readable:
-                index = torch.tensor([index for index, _ in readable])
-                yield ImageBatch(torch.stack([pixels for _, pixels in readable]), index)
+        for batch, unreadable in decode(self.source, self.view, range(len(self.source)), self.workers):
+            self.skipped |= unreadable
+            if len(batch.index):
+                yield batch
 
 
-class _Resized(Dataset[tuple[int, Tensor | str]]):
-    """Image number -> its number and (C, S, S), or in words why it can't be read."""
+def decode(
+    source: Source, view: View, numbers: Sequence[int], workers: int = 0, at_once: int = DECODED_AT_ONCE
+) -> Iterator[tuple[ImageBatch, dict[int, str]]]:
+    """The images of these numbers in their order, ``at_once`` together, and why some of them can't be read."""
+    loader = DataLoader(
+        _Viewed(source, view, numbers),
+        batch_size=at_once,
+        num_workers=workers,
+        collate_fn=list,
+        generator=torch.Generator(),  # else the loader draws its seed from the run's random state
+    )
+    for group in loader:
+        unreadable = {index: result for index, result in group if isinstance(result, str)}
+        readable = [(index, result) for index, result in group if isinstance(result, Tensor)]
+        index = torch.tensor([index for index, _ in readable], dtype=torch.int64)
+        pixels = torch.stack([pixels for _, pixels in readable]) if readable else torch.empty(0, dtype=torch.uint8)
+        yield ImageBatch(pixels, index), unreadable
 
-    def __init__(self, source: Source, size: int, view: View) -> None:
-        self.source, self.size, self.view = source, size, view
+
+class _Viewed(Dataset[tuple[int, Tensor | str]]):
+    """Place in a list of image numbers -> the number and (C, S, S), or in words why it can't be read."""
+
+    def __init__(self, source: Source, view: View, numbers: Sequence[int]) -> None:
+        self.source, self.view, self.numbers = source, view, numbers
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.numbers)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+    def __getitem__(self, place: int) -> tuple[int, Tensor | str]:
+        index = self.numbers[place]
         try:
             image = self.source.load(index)
         except UnreadableImage as error:
             return index, str(error)
-        return index, resize_square(self.view(image), self.size)
+        return index, self.view(image)
 
 
 def _join(batches: list[ImageBatch]) -> ImageBatch:

@@ -11,6 +11,7 @@ from franca.eval.features import Features, extract_features
 from franca.eval.images import EvalImages
 from franca.eval.parts import evenly_spaced
 from franca.eval.protocols.knn import knn_accuracy
+from franca.eval.views import CentralSquare
 
 
 class OnlineKNN:
@@ -49,8 +50,8 @@ class OnlineKNN:
         if max_images:
             train_source, test_source = (evenly_spaced(source, max_images) for source in (train_source, test_source))
         _check(train_source, test_source, ks)
-        self.train_images = EvalImages(train_source, size, workers=workers, cache_bytes=cache_bytes // 2)
-        self.test_images = EvalImages(test_source, size, workers=workers, cache_bytes=cache_bytes // 2)
+        self.train_images = EvalImages(train_source, CentralSquare(size), workers=workers, cache_bytes=cache_bytes // 2)
+        self.test_images = EvalImages(test_source, CentralSquare(size), workers=workers, cache_bytes=cache_bytes // 2)
         self.ks, self.batch_size, self.device, self.autocast = tuple(ks), batch_size, device, autocast
         self.mean, self.std = tuple(mean), tuple(std)
 

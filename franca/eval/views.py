@@ -3,6 +3,7 @@
 A view's ``repr`` names it: stored features and reports carry it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -77,7 +78,26 @@ class CentralSquare:
         return F.resize(square, [self.size] * 2, interpolation=InterpolationMode.NEAREST_EXACT)[0]
 
 
-View = ResizeCrop | Squash | CentralSquare
+@dataclass(frozen=True)
+class Half:
+    """The central square of one half: left and right of a wide image, upper and lower of a tall one."""
+
+    size: int
+    second: bool = False
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """uint8 (C, H, W) -> uint8 (C, size, size). The halves share no pixel when the side is even."""
+        return CentralSquare(self.size)(self.part(image))
+
+    def part(self, image: Tensor) -> Tensor:
+        """(C, H, W) -> (C, h, w): the half itself; one pixel at least."""
+        height, width = image.shape[-2:]
+        if width >= height:
+            return image[..., width // 2 :] if self.second else image[..., : (width + 1) // 2]
+        return image[..., height // 2 :, :] if self.second else image[..., : (height + 1) // 2, :]
+
+
+View = Callable[[Tensor], Tensor]  # any of these, or another function of an image with a ``repr`` that names it
 
 
 def _shorter_side(image: Tensor, size: int, interpolation: InterpolationMode) -> Tensor:

@@ -7,12 +7,13 @@ from franca.eval.features import extract_features
 from franca.eval.images import EvalImages
 from franca.eval.online import OnlineKNN
 from franca.eval.protocols.knn import knn_accuracy
+from franca.eval.views import CentralSquare
 
 
 def test_scores_are_those_of_the_whole_protocol(make_source, model) -> None:
     train, test = make_source(30, classes=3, broken=(4,)), make_source(20, classes=3, seed=1)
     scores = OnlineKNN(train, test, 28, ks=(1, 5))(model)
-    memory, queries = (extract_features(model, EvalImages(source, 28)) for source in (train, test))
+    memory, queries = (extract_features(model, EvalImages(source, CentralSquare(28))) for source in (train, test))
     expected = {
         "cls": knn_accuracy(memory.cls, memory.labels, queries.cls, queries.labels, (1, 5)),
         "patch": knn_accuracy(memory.mean_patch, memory.labels, queries.mean_patch, queries.labels, (1, 5)),

@@ -21,6 +21,7 @@ from franca.eval.report import findings, page
 from franca.eval.report.comparison import FEATURES, Comparison, compare
 from franca.eval.report.run import Run, load_run
 from franca.eval.report.task import Task, choose_task
+from franca.eval.views import CentralSquare
 
 ENLARGED = 2  # figures show images at this many times the training size: more patches to see
 SLICES_SHOWN = (1, 4, 16)  # divisors of the feature
@@ -77,7 +78,7 @@ def _knn(run: Run, task: Task, comparison: Comparison, out: Path) -> str:
     rows = [[name, *(f"{by_width[width]:.1f}" for width in widths)] for name, by_width in lines.items()]
     return page.section(
         "Nearest neighbours, with the whole feature and its slices",
-        page.paragraph(f"{task.explanation} Every network looks at the same {task.queries.size}-pixel images; each "
+        page.paragraph(f"{task.explanation} Every network looks at the same {task.size}-pixel images; each "
                        f"query is decided by its {task.k} nearest neighbour{'s' if task.k > 1 else ''} (cosine)."),
         page.picture("knn.png", "k-NN accuracy over slice widths", "Trained and untrained network at d, d/2 … d/64 "
                      "features. Raw pixels: the same question to 8×8 thumbnails of the images, without any network."),
@@ -87,7 +88,7 @@ def _knn(run: Run, task: Task, comparison: Comparison, out: Path) -> str:
 
 def _portraits(run: Run, task: Task, out: Path) -> str:
     patch = run.trained.patch_size
-    size = max(task.queries.size * ENLARGED // patch, 1) * patch
+    size = max(task.size * ENLARGED // patch, 1) * patch
     pixels = portraits(task, size)
     inputs, shown = normalise(pixels, run.data.crops.mean, run.data.crops.std), displayed(pixels)
     trained, untrained = (patch_grid(model, inputs) for model in (run.trained, run.untrained))
@@ -105,7 +106,7 @@ def _portraits(run: Run, task: Task, out: Path) -> str:
     return page.section(
         "What the patches look like to the network",
         page.paragraph(f"Images at {size} pixels, that is {grid} patches of {patch} pixels (training used "
-                       f"{task.queries.size} pixels). Figures show structure, not quality: an untrained network "
+                       f"{task.size} pixels). Figures show structure, not quality: an untrained network "
                        "already has some, from the colours of its patches."),
         page.picture("pca.png", "PCA colours of patch features", "First three principal components of the patch "
                      "features as red, green and blue, over all images of a row together: equal colours are similar "
@@ -200,7 +201,7 @@ def portraits(task: Task, size: int) -> Tensor:
     """The query images that figures show, uint8 (B, C, size, size); call it when the task's images have been read."""
     readable = [number for number in range(len(task.queries.source)) if number not in task.queries.skipped]
     numbers = [number for number in task.portrayed if number in readable] or readable[:1]
-    return next(iter(EvalImages(Part(task.queries.source, numbers), size).batches(len(numbers)))).pixels
+    return next(iter(EvalImages(Part(task.queries.source, numbers), CentralSquare(size)).batches(len(numbers)))).pixels
 
 
 @torch.no_grad()

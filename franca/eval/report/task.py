@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from franca.data.loader import DataConfig
 from franca.data.sources import SamplePhotographs, Source
-from franca.eval.images import EvalImages, first_half, second_half
+from franca.eval.images import EvalImages
 from franca.eval.parts import evenly_spaced, split_in_two, without_labels
+from franca.eval.views import CentralSquare, Half
 
 MOST_NEIGHBOURS = 20
 PORTRAYED = ("astronaut", "cat", "coffee", "coins", "flower", "motorcycle")  # sample photographs that figures show
@@ -18,6 +19,7 @@ class Task:
 
     memory: EvalImages
     queries: EvalImages
+    size: int  # side of the images in pixels
     classes: int
     k: int
     goal: str  # what a right answer is, in a few words
@@ -51,8 +53,9 @@ def _photographs(channels: int, size: int) -> Task:
     assert memory.labels is not None
     windows = len(queries) // len(queries.classes)
     return Task(
-        EvalImages(memory, size),
-        EvalImages(queries, size),
+        EvalImages(memory, CentralSquare(size)),
+        EvalImages(queries, CentralSquare(size)),
+        size,
         classes=len(memory.classes),
         k=neighbours(memory.labels),
         goal="right photograph found",
@@ -67,8 +70,9 @@ def _classes(source: Source, size: int, limit: int) -> Task:
     memory, queries = (evenly_spaced(part, limit) for part in split_in_two(source))
     assert memory.labels is not None
     return Task(
-        EvalImages(memory, size),
-        EvalImages(queries, size),
+        EvalImages(memory, CentralSquare(size)),
+        EvalImages(queries, CentralSquare(size)),
+        size,
         classes=len(source.classes),
         k=neighbours(memory.labels),
         goal="right class folder found",
@@ -80,8 +84,9 @@ def _classes(source: Source, size: int, limit: int) -> Task:
 
 def _halves(source: Source, size: int) -> Task:
     return Task(
-        EvalImages(source, size, first_half),
-        EvalImages(source, size, second_half),
+        EvalImages(source, Half(size)),
+        EvalImages(source, Half(size, second=True)),
+        size,
         classes=len(source),
         k=1,
         goal="other half of the image found",

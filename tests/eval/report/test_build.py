@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from franca.data.loader import DataConfig
-from franca.eval.images import resize_square
 from franca.eval.report import page
 from franca.eval.report.build import build_report, displayed, portraits
 from franca.eval.report.run import build_untrained, load_run
 from franca.eval.report.task import choose_task
+from franca.eval.views import CentralSquare
 from franca.hub.checkpoint import hash_tensors
 from franca.train.__main__ import main as train
 from franca.train.build import build_pair
@@ -167,7 +167,7 @@ def test_portraits_are_readable_images(make_source, broken, shown) -> None:
     list(task.queries.batches())
     numbers = [number for number in task.portrayed if number not in broken] or [0]
     assert len(numbers) == shown
-    assert torch.equal(portraits(task, 14), torch.stack([resize_square(source.images[n], 14) for n in numbers]))
+    assert torch.equal(portraits(task, 14), torch.stack([CentralSquare(14)(source.images[n]) for n in numbers]))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 7])

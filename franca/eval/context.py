@@ -1,0 +1,56 @@
+"""What every protocol is given: the backbone, where to compute, stored features, where to write."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from franca.distributed import is_main
+from franca.eval.backbones import Backbone
+from franca.eval.errors import EvalError
+from franca.eval.features import normalise
+from franca.eval.store import FeatureStore
+from franca.eval.tokens import Tokens
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class Context:
+    """One evaluation's surroundings."""
+
+    backbone: Backbone
+    store: FeatureStore
+    output: Path  # for what a protocol keeps beside its scores: trained heads, figures, the state of long training
+    device: torch.device
+    autocast: torch.dtype | None = None  # compute the backbone in this type; None: in that of its parameters
+    batch_size: int = 64
+    workers: int = 0  # processes that decode images
+    slices: tuple[int, ...] = (1,)  # divisors of the width: 1 is the whole feature, 2 its first half
+
+    def widths(self, dim: int) -> dict[str, int]:
+        """The slices asked for, widest first: {"d": 768, "d/2": 384}. Raises EvalError for one of no whole feature."""
+        widths = {"d" if divisor == 1 else f"d/{divisor}": dim // divisor for divisor in sorted(set(self.slices))}
+        for name, width in widths.items():
+            if width < 1:
+                raise EvalError(f"--slice {name}: a feature of width {dim} has no such slice; choose a wider one")
+        return widths
+
+    def track(self, items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+        """The items, with a progress bar where a person watches the first process."""
+        console = Console(stderr=True)
+        shown = is_main() and console.is_terminal
+        yield from track(items, description, total, console=console, disable=not shown, transient=True)
+
+    @torch.no_grad()
+    def tokens(self, pixels: Tensor, blocks: int = 1) -> list[Tokens]:
+        """Tokens of uint8 images (B, C, H, W) after each of the last ``blocks`` blocks, the last one last, fp32."""
+        images = normalise(pixels.to(self.device), self.backbone.mean, self.backbone.std)
+        kind, dtype = self.device.type, self.autocast
+        with torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            return self.backbone(images, blocks)
