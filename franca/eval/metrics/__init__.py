@@ -1,0 +1,1 @@
+"""How predictions are scored, apart from where they come from."""
