@@ -1,0 +1,248 @@
+"""Nearest neighbours by inner product: exact, in bounded memory, the same whatever searches and however it is cut."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from franca.eval.errors import EvalError
+
+CHUNK = 16_384  # memory rows at once
+TILE = 2048  # queries that meet them at once
+HELD = 65_536  # queries for which candidates are kept while the memory passes by
+SPARE = 16  # candidates beyond k, at least
+ELEMENTS = 1 << 24  # of the rows that are compared again in fp64 at once
+LARGE = 1 << 28  # products from which on faiss is worth its start
+FAISS_GPU_K = 2048  # its most neighbours on a GPU
+ENGINES = ("auto", "faiss", "torch")
+
+# queries (Q, D), rows (N, D), both fp32, c <= N -> about the c largest inner products (Q, c) and their row numbers
+Search = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows made of parts side by side, (N, D_1), (N, D_2) …, of any type and maybe memory-mapped; read in pieces."""
+
+    parts: tuple[Tensor, ...]
+    unit: bool = False  # scaled to length 1 when they are read
+
+    def __post_init__(self) -> None:
+        if not self.parts or any(part.ndim != 2 or len(part) != len(self.parts[0]) for part in self.parts):
+            raise ValueError(f"parts of shape {[tuple(part.shape) for part in self.parts]}: expected (N, D) of one N")
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    @property
+    def width(self) -> int:
+        """D: the parts' widths together."""
+        return sum(part.shape[1] for part in self.parts)
+
+    def read(self, which: slice | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The chosen rows, (n, D). Raises EvalError if one is not finite."""
+        parts = [part[which.to(part.device) if isinstance(which, Tensor) else which] for part in self.parts]
+        rows = torch.cat([part.to(device).to(dtype) for part in parts], dim=1)
+        if not rows.isfinite().all():
+            raise EvalError("features hold NaN or infinity, which have no neighbours: is the model's file whole?")
+        return normalize(rows, dim=1) if self.unit else rows
+
+
+@torch.no_grad()
+def nearest(
+    queries: Tensor | Rows,
+    memory: Tensor | Rows,
+    k: int,
+    device: torch.device | None = None,
+    cosine: bool = False,
+    chunk: int = CHUNK,
+    engine: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The k rows of the memory with the largest inner product, for each query.
+
+    fp32 products name candidates; these are compared again in fp64, rounded to fp32, and among equal ones the lower
+    row number comes first. A query whose candidates can't be told from the rest by fp32 (many equal rows) is compared
+    with all rows in fp64. So neither engine nor ``chunk`` changes a result.
+
+    Args:
+        queries: (Q, D). memory: (N, D). Any floating type, on any device; memory-mapped rows are read in pieces.
+        k: from 1 to N.
+        device: where to compute; None: where the queries are. The memory streams there.
+        cosine: rows of both are scaled to length 1.
+        chunk: memory rows at once.
+        engine: faiss, torch, or auto: faiss where it is installed and the search is large.
+
+    Returns:
+        inner products (Q, k) fp32, falling, and row numbers (Q, k) int64, on the queries' device.
+
+    Raises:
+        EvalError: k outside 1..N, widths that differ, features that are not finite, or an engine that isn't there.
+    """
+    asked, held = (_rows(side, cosine) for side in (queries, memory))
+    if asked.width != held.width or not 1 <= k <= len(held):
+        raise EvalError(
+            f"{k} neighbours of {len(asked)} rows of width {asked.width} among {len(held)} rows of width {held.width}: "
+            f"widths must agree and k lie between 1 and {len(held)}"
+        )
+    home = asked.parts[0].device
+    device = device or home
+    count = min(len(held), k + max(SPARE, k // 8))
+    search = choose_search(engine, device, count, len(asked) * len(held))
+    values = torch.empty(len(asked), k, device=home)
+    index = torch.empty(len(asked), k, dtype=torch.int64, device=home)
+    with _plain_products(device):
+        for start in range(0, len(asked), HELD):
+            part = slice(start, min(start + HELD, len(asked)))
+            values[part], index[part] = _search_held(asked, part, held, k, count, device, search, chunk)
+    return values, index
+
+
+def choose_search(engine: str, device: torch.device, count: int, products: int) -> Search:
+    """What names candidates. Raises EvalError for an engine that isn't there."""
+    installed = find_spec("faiss") is not None
+    if engine not in ENGINES or (engine == "faiss" and not installed):
+        hint = "pip install 'franca[faiss]'" if engine == "faiss" else f"there are {', '.join(ENGINES)}"
+        raise EvalError(f"neighbour search by {engine!r} is not there: {hint}")
+    if engine == "torch" or (engine == "auto" and (products < LARGE or not installed)):
+        return _with_torch
+    import faiss
+
+    if device.type == "cpu":
+        return _with_faiss
+    if faiss.get_num_gpus() and count <= FAISS_GPU_K:
+        return _FaissOnDevice(device)
+    return _with_torch
+
+
+def _rows(side: Tensor | Rows, cosine: bool) -> Rows:
+    return Rows((side,), unit=cosine) if isinstance(side, Tensor) else Rows(side.parts, unit=cosine or side.unit)
+
+
+@contextmanager
+def _plain_products(device: torch.device) -> Iterator[None]:
+    """Products of fp32 in full precision, whatever surrounds the call."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _search_held(
+    asked: Rows, part: slice, held: Rows, k: int, count: int, device: torch.device, search: Search, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Neighbours of some queries, small enough to keep their candidates."""
+    queries = asked.read(part, torch.float32, device)
+    found = torch.empty(len(queries), 0, device=device), torch.empty(len(queries), 0, dtype=torch.int64, device=device)
+    longest = torch.zeros((), device=device)
+    for start in range(0, len(held), chunk):
+        rows = held.read(slice(start, start + chunk), torch.float32, device)
+        longest = torch.maximum(longest, rows.norm(dim=1).max())
+        values, index = search(queries, rows, min(count, len(rows)))
+        found = _best(torch.cat([found[0], values], dim=1), torch.cat([found[1], index + start], dim=1), count)
+    values, index = _compared_again(asked, part, held, found[1], k)
+    if count < len(held):
+        rounding = (queries.shape[1] + 16) * 2.0**-24 * queries.norm(dim=1) * longest  # of an fp32 product, at most
+        unsure = values[:, -1].to(device) - found[0].amin(dim=1) <= 2 * rounding
+        again = unsure.nonzero()[:, 0].cpu() + part.start
+        if len(again):
+            values[again - part.start], index[again - part.start] = _among_all(asked, again, held, k, chunk)
+    return values, index
+
+
+def _best(values: Tensor, index: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` largest of each row, or all, (Q, n) -> (Q, c); which of equal ones is open."""
+    top = values.topk(min(count, values.shape[1]), dim=1, sorted=False)
+    return top.values, index.gather(1, top.indices)
+
+
+def _with_torch(queries: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    tops = [(tile @ rows.T).topk(count, dim=1, sorted=False) for tile in queries.split(TILE)]
+    return torch.cat([top.values for top in tops]), torch.cat([top.indices for top in tops])
+
+
+def _with_faiss(queries: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    import faiss
+
+    values, index = faiss.knn(queries.numpy(), rows.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
+    return torch.from_numpy(values), torch.from_numpy(index)
+
+
+class _FaissOnDevice:
+    """The same by faiss's own kernels for accelerators; its working memory is made once."""
+
+    def __init__(self, device: torch.device) -> None:
+        import faiss
+
+        self.device, self.faiss, self.resources = device, faiss, faiss.StandardGpuResources()
+
+    def __call__(self, queries: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        values, index = self.faiss.knn_gpu(
+            self.resources,
+            queries.cpu().numpy(),
+            rows.cpu().numpy(),
+            count,
+            metric=self.faiss.METRIC_INNER_PRODUCT,
+            device=self.device.index or 0,
+        )
+        return torch.from_numpy(values).to(self.device), torch.from_numpy(index).to(self.device)
+
+
+def _compared_again(asked: Rows, part: slice, held: Rows, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of the candidates (Q, c) by fp64 products rounded to fp32, where the memory lies."""
+    place = _place_of_doubles(held.parts[0].device)
+    step = max(1, ELEMENTS // (candidates.shape[1] * held.width))
+    found = []
+    for start in range(0, len(candidates), step):
+        index = candidates[start : start + step].to(place).sort(dim=1).values
+        query = asked.read(slice(part.start + start, part.start + start + len(index)), torch.float64, place)
+        rows = held.read(index.flatten(), torch.float64, place).view(*index.shape, -1)
+        found.append(_first(torch.einsum("qcd,qd->qc", rows, query).float(), index, k))
+    values, index = (torch.cat(tensors).to(asked.parts[0].device) for tensors in zip(*found, strict=True))
+    return values, index
+
+
+def _among_all(asked: Rows, which: Tensor, held: Rows, k: int, chunk: int) -> tuple[Tensor, Tensor]:
+    """Neighbours of the queries ``which`` (n,), every product in fp64."""
+    place, home = _place_of_doubles(held.parts[0].device), asked.parts[0].device
+    found = []
+    for some in which.split(TILE):
+        queries = asked.read(some, torch.float64, place)
+        values = torch.empty(len(some), 0, device=place)
+        index = torch.empty(len(some), 0, dtype=torch.int64, device=place)
+        for start in range(0, len(held), chunk):
+            products = (queries @ held.read(slice(start, start + chunk), torch.float64, place).T).float()
+            numbers = torch.arange(start, start + products.shape[1], device=place).expand_as(products)
+            numbers = torch.cat([index, numbers], dim=1)
+            values, index = _first(torch.cat([values, products], dim=1), numbers, k)
+            order = index.argsort(dim=1)  # the next step needs them by number
+            values, index = values.gather(1, order), index.gather(1, order)
+        found.append(_first(values, index, k))
+    values, index = (torch.cat(tensors).to(home) for tensors in zip(*found, strict=True))
+    return values, index
+
+
+def _first(values: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest, falling, equal ones by rising index: (Q, n), index rising within rows -> (Q, min(k, n))."""
+    k = min(k, values.shape[1])
+    least = values.topk(k, dim=1).values[:, -1:]
+    above, equal = values > least, values == least
+    wanted = above | (equal & (equal.cumsum(dim=1) <= k - above.sum(dim=1, keepdim=True)))
+    kept, numbers = values[wanted].view(-1, k), index[wanted].view(-1, k)
+    order = kept.argsort(dim=1, descending=True, stable=True)
+    return kept.gather(1, order), numbers.gather(1, order)
+
+
+def _place_of_doubles(device: torch.device) -> torch.device:
+    """The device itself if it computes in fp64, else the CPU."""
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except TypeError:
+        return torch.device("cpu")
+    return device

@@ -1,0 +1,163 @@
+"""Neighbour search against plain sorting; neither engine nor block sizes may change a result, ties included."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from franca.eval import neighbours
+from franca.eval.errors import EvalError
+from franca.eval.neighbours import Rows, choose_search, nearest
+
+ENGINES = ("faiss", "torch")
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every loop turns more than once."""
+    for name, value in {"TILE": 7, "HELD": 16, "SPARE": 2, "ELEMENTS": 500}.items():
+        monkeypatch.setattr(neighbours, name, value)
+
+
+def random_rows(count: int, width: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def by_sorting(queries, memory, k):
+    """All products in fp64, sorted by (-product, row number) with Python's own sort."""
+    products = (queries.double() @ memory.double().T).float()
+    index = [sorted(range(len(memory)), key=lambda row: (-line[row], row))[:k] for line in products.tolist()]
+    return products.gather(1, torch.tensor(index)), torch.tensor(index)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("k", "chunk"), [(1, 13), (5, 13), (5, 1000), (60, 13), (90, 64)])
+def test_equals_sorting_all_products(engine, dtype, k, chunk) -> None:
+    queries, memory = random_rows(40, 12, 0, dtype), random_rows(90, 12, 1, dtype)
+    values, index = nearest(queries, memory, k, chunk=chunk, engine=engine)
+    wanted_values, wanted = by_sorting(queries, memory, k)
+    assert torch.equal(index, wanted)
+    assert torch.equal(values, wanted_values)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("chunk", [8, 31, 200])
+def test_equal_products_come_by_row_number(engine, chunk) -> None:
+    """Each row stands there twenty times, more often than there are candidates."""
+    memory = random_rows(5, 6, 2).repeat(20, 1)[torch.randperm(100, generator=torch.Generator().manual_seed(3))]
+    queries = random_rows(20, 6, 4)
+    for k in (1, 3, 25, 100):
+        assert torch.equal(
+            nearest(queries, memory, k, chunk=chunk, engine=engine)[1], by_sorting(queries, memory, k)[1]
+        )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_memory_of_one_value_gives_its_first_rows(engine) -> None:
+    values, index = nearest(torch.ones(20, 4), torch.full((50, 4), 0.5), 3, chunk=9, engine=engine)
+    assert index.tolist() == [[0, 1, 2]] * 20
+    assert values.unique().tolist() == [2.0]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_differences_below_fp32_rounding_are_decided(engine) -> None:
+    """Rows that differ in the last bits: fp32 sums order them by their rounding, and that depends on the blocks."""
+    base, noise = random_rows(1, 256, 5), random_rows(60, 256, 6) * 1e-7
+    memory, queries = base + noise, base.expand(18, -1) + 1e-3 * random_rows(18, 256, 7)
+    for chunk in (7, 60):
+        found = nearest(queries, memory, 5, chunk=chunk, engine=engine)
+        assert torch.equal(found[1], by_sorting(queries, memory, 5)[1])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_cosine_ignores_lengths(engine) -> None:
+    queries, memory = random_rows(20, 8, 8), random_rows(50, 8, 9)
+    lengths = torch.rand(50, 1, generator=torch.Generator().manual_seed(0)) + 0.5
+    values, index = nearest(3 * queries, lengths * memory, 4, cosine=True, engine=engine)
+    units = [side.double() / side.double().norm(dim=1, keepdim=True) for side in (queries, memory)]
+    wanted = (units[0] @ units[1].T).topk(4, dim=1)
+    assert torch.equal(index, wanted.indices)
+    torch.testing.assert_close(values, wanted.values.float(), rtol=1e-6, atol=0)
+
+
+def test_parts_side_by_side_are_one_row() -> None:
+    queries, memory = random_rows(20, 8, 10), random_rows(50, 8, 11)
+    joined = [Rows((side[:, :3], side[:, 3:].half().float())) for side in (queries, memory)]
+    whole = [torch.cat(side.parts, dim=1) for side in joined]
+    for cosine in (False, True):
+        apart, together = nearest(*joined, 4, cosine=cosine), nearest(*whole, 4, cosine=cosine)
+        assert torch.equal(apart[1], together[1])
+        assert torch.equal(apart[0], together[0])
+
+
+def test_memory_mapped_rows_are_searched_where_they_lie(tmp_path) -> None:
+    memory = random_rows(50, 8, 12, torch.float16)
+    memory.numpy().tofile(tmp_path / "rows")
+    mapped = torch.from_file(str(tmp_path / "rows"), shared=False, size=400, dtype=torch.float16).view(50, 8)
+    queries = random_rows(20, 4, 13)
+    found, wanted = (nearest(queries, rows[:, :4], 4, chunk=9) for rows in (mapped, memory))
+    assert torch.equal(found[0], wanted[0])
+    assert torch.equal(found[1], wanted[1])
+
+
+def test_surrounding_autocast_changes_nothing() -> None:
+    queries, memory = random_rows(20, 64, 16), random_rows(50, 64, 17)
+    plain = nearest(queries, memory, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(nearest(queries, memory, 5)[1], plain[1])
+
+
+@pytest.mark.parametrize(("k", "width"), [(0, 4), (11, 4), (2, 5)])
+def test_impossible_searches_are_refused(k, width) -> None:
+    with pytest.raises(EvalError, match="k lie between 1 and 10"):
+        nearest(torch.ones(3, width), torch.ones(10, 4), k)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_features_that_are_not_finite_are_named(value, engine) -> None:
+    memory = torch.ones(10, 4)
+    memory[3, 2] = value
+    with pytest.raises(EvalError, match="NaN or infinity"):
+        nearest(torch.ones(3, 4), memory, 2, engine=engine)
+
+
+def test_faiss_searches_where_it_is_installed_and_the_search_is_large(monkeypatch) -> None:
+    cpu = torch.device("cpu")
+    assert choose_search("auto", cpu, 20, neighbours.LARGE) is neighbours._with_faiss
+    assert choose_search("auto", cpu, 20, neighbours.LARGE - 1) is neighbours._with_torch
+    monkeypatch.setattr(neighbours, "find_spec", lambda name: None)
+    assert choose_search("auto", cpu, 20, neighbours.LARGE) is neighbours._with_torch
+    with pytest.raises(EvalError, match=r"pip install 'franca\[faiss\]'"):
+        choose_search("faiss", cpu, 20, 1)
+
+
+class FaissWithDevices(SimpleNamespace):
+    """What the search uses of a faiss with kernels for accelerators, computed by numpy."""
+
+    METRIC_INNER_PRODUCT = "inner product"
+
+    def __init__(self, devices: int) -> None:
+        super().__init__(get_num_gpus=lambda: devices, StandardGpuResources=lambda: "resources")
+
+    def knn_gpu(self, resources, queries, rows, k, metric, device):
+        assert (resources, metric, device) == ("resources", self.METRIC_INNER_PRODUCT, 0)
+        products = queries @ rows.T
+        index = np.argsort(-products, axis=1)[:, :k]
+        return np.take_along_axis(products, index, axis=1), index
+
+
+def test_a_device_is_searched_by_faiss_if_it_can_else_by_torch(monkeypatch) -> None:
+    device = torch.device("meta")  # stands for any device that is not the CPU
+    monkeypatch.setitem(sys.modules, "faiss", FaissWithDevices(0))
+    assert choose_search("auto", device, 20, neighbours.LARGE) is neighbours._with_torch
+    monkeypatch.setitem(sys.modules, "faiss", FaissWithDevices(1))
+    assert choose_search("auto", device, neighbours.FAISS_GPU_K + 1, neighbours.LARGE) is neighbours._with_torch
+    search = choose_search("auto", device, 20, neighbours.LARGE)
+    search.device = torch.device("cpu")
+    queries, memory = random_rows(20, 8, 14), random_rows(50, 8, 15)
+    monkeypatch.setattr(neighbours, "choose_search", lambda *_: search)
+    assert torch.equal(nearest(queries, memory, 4)[1], by_sorting(queries, memory, 4)[1])
