@@ -1,0 +1,90 @@
+"""From what a person writes ("voc:/data", or a folder) to one split of a data set, with a hash that identifies it."""
+
+import hashlib
+import os
+from difflib import get_close_matches
+from pathlib import Path
+
+from franca.data.sources import Source
+from franca.data.sources.folder import ImageFolder
+from franca.eval.datasets.base import Layout, OpenedSplit, Role, WrongLayout
+from franca.eval.datasets.layouts import LAYOUTS
+from franca.eval.errors import EvalError
+
+
+def open_split(data: str, split: str | None, role: Role, kind: str) -> OpenedSplit:
+    """One split of a data set.
+
+    Args:
+        data: "LAYOUT:PATH", or a path: a folder with images/ and masks/, else class folders.
+        split: of the layout; None: the one for ``role``.
+        kind: what the protocol reads: "classification", "segmentation", or "images" for any of them.
+
+    Raises:
+        EvalError: the layout or split doesn't exist, is of another kind, or the folder looks otherwise.
+    """
+    name, path = _parse(data)
+    layout = LAYOUTS[name]
+    if kind not in (layout.kind, "images"):
+        raise EvalError(f"{data!r} is a data set of {layout.kind}, and {kind} is needed: choose {_of_kind(kind)}")
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise EvalError(f"{data!r}: {path} {what}; {_expected(name, layout)}")
+    split = split or layout.split_for(role, path)
+    if split not in layout.splits:
+        raise EvalError(f"{data!r} has no split {split!r}: choose {', '.join(layout.splits)}")
+    try:
+        source = layout.build(path, split)
+    except WrongLayout as error:
+        raise EvalError(f"{data!r}, split {split}: {error}; {_expected(name, layout)}") from error
+    if kind == "classification" and source.labels is None:
+        raise EvalError(f"{data!r}, split {split}: the images lie in no class folders; {_expected(name, layout)}")
+    return OpenedSplit(name, split, source, hash_of(source), layout.mean_per_class)
+
+
+def hash_of(source: Source) -> str:
+    """SHA-256 of the names, labels, classes and file sizes of a source; the content of the files isn't read."""
+    digest = hashlib.sha256()
+    for part in (source.classes, source.labels, getattr(source, "label_sets", None)):
+        digest.update(repr(part).encode())
+    for index in range(len(source)):
+        digest.update(os.fsencode(source.name(index)) + b"\0")
+    for file in source.files() if hasattr(source, "files") else _files(source):
+        digest.update(b"%d " % _size(file))
+    return digest.hexdigest()
+
+
+def _files(source: Source) -> list[Path]:
+    return [source.root / source.name(index) for index in range(len(source))] if isinstance(source, ImageFolder) else []
+
+
+def _size(file: Path) -> int:
+    try:
+        return os.stat(file).st_size
+    except OSError:  # an image that can't be read is left out later, and counted
+        return -1
+
+
+def _parse(data: str) -> tuple[str, Path]:
+    """Layout and folder."""
+    name, colon, rest = data.partition(":")
+    if name in LAYOUTS and colon:
+        if not rest:
+            raise EvalError(f"{data!r} names no folder: write {name}:PATH")
+        return name, Path(rest).expanduser()
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return ("segmentation_folder" if (path / "masks").is_dir() and (path / "images").is_dir() else "folder"), path
+    near = get_close_matches(name, LAYOUTS, n=1)
+    advice = f" (did you mean {near[0]}:{rest or 'PATH'}?)" if near else ""
+    raise EvalError(
+        f"{data!r} is no folder{advice}; name a folder, or LAYOUT:PATH with one of the layouts {', '.join(LAYOUTS)}"
+    )
+
+
+def _of_kind(kind: str) -> str:
+    return ", ".join(name for name, layout in LAYOUTS.items() if layout.kind == kind)
+
+
+def _expected(name: str, layout: Layout) -> str:
+    return f"the layout {name} expects\n{layout.expected}"
