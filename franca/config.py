@@ -1,6 +1,6 @@
 """Configurations of commands: typed defaults <- YAML file <- ``key=value`` on the command line."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,13 +16,18 @@ class ConfigError(ValueError):
     """A configuration that can't be run; the message names the key, its value and what to do."""
 
 
-def read_config(schema: type[Schema], file: str | Path | None = None, overrides: list[str] | None = None) -> Schema:
-    """Read ``file`` (YAML) over the typed defaults of the dataclass ``schema``, then ``overrides`` (``key=value``).
+def read_config(
+    schema: type[Schema],
+    file: str | Path | None = None,
+    overrides: list[str] | None = None,
+    preset: Mapping[str, Any] | None = None,
+) -> Schema:
+    """Typed defaults of the dataclass ``schema`` <- ``preset`` <- ``file`` (YAML) <- ``overrides`` (``key=value``).
 
     Raises:
         ConfigError: unknown key (the nearest one is named), wrong type, value out of range, missing file.
     """
-    merged = OmegaConf.structured(schema)
+    merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(preset or {})))
     if file is not None:
         with _errors_from(str(file)):
             merged = OmegaConf.merge(merged, _read_yaml(Path(file)))

@@ -1,4 +1,4 @@
-"""What every protocol is given: the backbone, where to compute, stored features, where to write."""
+"""What every protocol is given: the backbone at work, stored features, where to write."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -7,9 +7,10 @@ from typing import TypeVar
 
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import track as rich_track
 from torch import Tensor
 
+from franca.devices import compute_in
 from franca.distributed import is_main
 from franca.eval.backbones import Backbone
 from franca.eval.errors import EvalError
@@ -20,18 +21,54 @@ from franca.eval.tokens import Tokens
 Item = TypeVar("Item")
 
 
+@dataclass(frozen=True)
+class Engine:
+    """A backbone on its device."""
+
+    backbone: Backbone
+    device: torch.device
+    autocast: torch.dtype | None = None  # compute in this type; None: in that of its parameters
+
+    @torch.no_grad()
+    def tokens(self, pixels: Tensor, blocks: int = 1) -> list[Tokens]:
+        """Tokens of uint8 images (B, C, H, W) after each of the last ``blocks`` blocks, the last one last, fp32."""
+        with compute_in(self.autocast, self.device):
+            return self.backbone(self.normalised(pixels), blocks)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> what the network expects, on its device."""
+        return normalise(pixels.to(self.device), self.backbone.mean, self.backbone.std)
+
+
 @dataclass
 class Context:
     """One evaluation's surroundings."""
 
-    backbone: Backbone
+    engine: Engine
     store: FeatureStore
     output: Path  # for what a protocol keeps beside its scores: trained heads, figures, the state of long training
-    device: torch.device
-    autocast: torch.dtype | None = None  # compute the backbone in this type; None: in that of its parameters
     batch_size: int = 64
     workers: int = 0  # processes that decode images
     slices: tuple[int, ...] = (1,)  # divisors of the width: 1 is the whole feature, 2 its first half
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network that is evaluated."""
+        return self.engine.backbone
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return self.engine.device
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """Type in which the backbone computes; None: that of its parameters."""
+        return self.engine.autocast
+
+    def tokens(self, pixels: Tensor, blocks: int = 1) -> list[Tokens]:
+        """As `Engine.tokens`."""
+        return self.engine.tokens(pixels, blocks)
 
     def widths(self, dim: int) -> dict[str, int]:
         """The slices asked for, widest first: {"d": 768, "d/2": 384}. Raises EvalError for one of no whole feature."""
@@ -42,15 +79,12 @@ class Context:
         return widths
 
     def track(self, items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-        """The items, with a progress bar where a person watches the first process."""
-        console = Console(stderr=True)
-        shown = is_main() and console.is_terminal
-        yield from track(items, description, total, console=console, disable=not shown, transient=True)
+        """As `track`."""
+        return track(items, description, total)
 
-    @torch.no_grad()
-    def tokens(self, pixels: Tensor, blocks: int = 1) -> list[Tokens]:
-        """Tokens of uint8 images (B, C, H, W) after each of the last ``blocks`` blocks, the last one last, fp32."""
-        images = normalise(pixels.to(self.device), self.backbone.mean, self.backbone.std)
-        kind, dtype = self.device.type, self.autocast
-        with torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            return self.backbone(images, blocks)
+
+def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """The items, with a progress bar where a person watches the first process."""
+    console = Console(stderr=True)
+    shown = is_main() and console.is_terminal
+    yield from rich_track(items, description, total, console=console, disable=not shown, transient=True)

@@ -1,13 +1,13 @@
 """What an evaluation found: scores that carry everything needed to repeat them, as JSON and as a table."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from franca.eval.errors import EvalError
+from franca.files import replace_text
 
 FORMAT = 1
 Setting = str | int | float | bool
@@ -26,6 +26,7 @@ class Score:
     values: tuple[float, ...] = ()  # one per seed
     seeds: tuple[int, ...] = ()
     tta: str = "none"  # test-time augmentation
+    better: Literal["higher", "lower", ""] = "higher"  # "": neither is better
     data: str = ""  # where it is not the evaluation's own test set
     split: str = ""
 
@@ -59,43 +60,34 @@ class Origin:
     versions: Mapping[str, str]  # franca, torch
 
 
-def rows(origin: Origin, scores: Sequence[Score]) -> list[dict[str, Any]]:
+def records_of(origin: Origin, scores: Sequence[Score]) -> list[dict[str, Any]]:
     """One flat record per score, each complete by itself."""
     shared = asdict(origin)
     return [
         shared
         | {key: value for key, value in asdict(score).items() if key not in ("data", "split") or value}
-        | {"spread": score.spread}
+        | {"spread": score.spread, "elsewhere": bool(score.data or score.split)}
         for score in scores
     ]
 
 
-def write_results(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Records as JSON, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps({"format": FORMAT, "scores": list(records)}, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+def write_results(path: Path, origin: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+    """Records as JSON, whole or not at all. Raises OSError."""
+    content = {"format": FORMAT, "origin": origin, "scores": list(records)}
+    replace_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """Records of a file that `write_results` wrote. Raises EvalError for any other."""
+def read_results(path: Path) -> dict[str, Any]:
+    """``origin`` and ``scores`` of a file that `write_results` wrote. Raises EvalError for any other."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise EvalError(f"{path} has format {content['format']}, this version reads {FORMAT}: evaluate again")
-        return list(content["scores"])
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = content["format"]
+        complete = content["origin"]["protocol"] and isinstance(content["scores"], list)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, EvalError):
-            raise
-        raise EvalError(f"{path} holds no results of franca.eval ({error}); name a JSON file that it wrote") from None
-
-
-def file_name(origin: Origin) -> str:
-    """``knn-folder-val-<model>.json``; letters and digits of the model's name, and its hash."""
-    model = re.sub(r"[^A-Za-z0-9]+", "_", Path(origin.model).name or origin.model).strip("_")
-    rasa = "-rasa" if origin.rasa else ""
-    return f"{origin.protocol}-{origin.data}-{origin.split}-{model}-{origin.model_hash[:8]}{rasa}.json"
+        raise EvalError(f"{path} holds no results of franca.eval ({error!r}); name a file that it wrote") from None
+    if found != FORMAT or not complete:
+        raise EvalError(f"{path} has format {found}, this version reads {FORMAT}: evaluate again")
+    return content
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:

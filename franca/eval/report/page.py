@@ -1,6 +1,6 @@
 """The report's page: plain HTML and CSS in one file, pictures beside it, nothing from the network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 
 STYLE = """\
@@ -31,6 +31,10 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 caption { text-align: left; color: var(--muted); padding-bottom: .4rem; }
 th, td { padding: .32rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { font-weight: 600; }
+.best { font-weight: 700; color: var(--blue); }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 0 1.2rem; }
+.pair img { min-width: 0; }
+main.broad { max-width: 1240px; }
 th:first-child { text-align: left; padding-left: 0; position: sticky; left: 0; background: var(--paper); }
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .8rem 1.2rem; margin: 0 0 1rem; }
 dt { color: var(--muted); font-size: .85rem; }
@@ -44,12 +48,13 @@ pre { overflow-x: auto; background: var(--ground); border-radius: 6px; padding: 
 """
 
 
-def page(title: str, subtitle: str, sections: Sequence[str]) -> str:
-    """A whole document; ``sections`` are HTML."""
+def page(title: str, subtitle: str, sections: Sequence[str], broad: bool = False) -> str:
+    """A whole document; ``sections`` are HTML. ``broad`` leaves room for many columns."""
+    kind = ' class="broad"' if broad else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main{kind}>\n"
         f"<header>\n<h1>{escape(title)}</h1>\n<p>{escape(subtitle)}</p>\n</header>\n"
         + "\n".join(sections)
         + "\n</main>\n</body>\n</html>\n"
@@ -75,15 +80,32 @@ def picture(file: str, alt: str, caption: str) -> str:
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
-    """Cells are plain text; the first of each row is its name."""
+def side_by_side(pictures: Sequence[str]) -> str:
+    """Pictures beside one another, as many as the screen is wide."""
+    return '<div class="pair">\n' + "\n".join(pictures) + "\n</div>"
+
+
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str = "",
+    best: Collection[tuple[int, int]] = (),
+) -> str:
+    """Cells are plain text; the first of each row is its name. ``best``: cells to point out, by row and column."""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = "\n".join(
-        f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
-        for name, *cells in rows
+        f'<tr><th scope="row">{escape(name)}</th>'
+        + "".join(_cell(cell, (row, column) in best) for column, cell in enumerate(cells, start=1))
+        + "</tr>"
+        for row, (name, *cells) in enumerate(rows)
     )
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f'<div class="wide"><table>{title}\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def _cell(text: str, best: bool) -> str:
+    mark = ' class="best"' if best else ""
+    return f"<td{mark}>{escape(text)}</td>"
 
 
 def facts(pairs: Mapping[str, str]) -> str:

@@ -1,0 +1,158 @@
+"""One evaluation, from what was asked to the files that answer it."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from franca import __version__
+from franca.config import read_config
+from franca.devices import choose_device, choose_precision
+from franca.distributed import is_main, on_main, place, process_group
+from franca.eval.backbones import Backbone, load_backbone
+from franca.eval.context import Context, Engine, track
+from franca.eval.datasets import OpenedSplit, open_split
+from franca.eval.errors import EvalError
+from franca.eval.protocol import Protocol, Task
+from franca.eval.registry import PROTOCOLS
+from franca.eval.result import Origin, records_of, write_results
+from franca.eval.store import FeatureStore
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to evaluate, on what, and how; the command line in one piece.
+
+    model, rasa, num_heads, img_size: as `load_backbone`. data: "LAYOUT:PATH" or a path; train_data: where training
+    images come from another place. slices: divisors of the width. preset: whose settings; config, overrides: over them.
+    output: folder of results; cache: of features, None: below the output. stored_as: fp16, bf16 or fp32.
+    """
+
+    protocol: str
+    model: str
+    data: str
+    train_data: str | None = None
+    train_split: str | None = None
+    test_split: str | None = None
+    rasa: str | None = None
+    num_heads: int | None = None
+    img_size: int | None = None
+    slices: tuple[int, ...] = (1,)
+    preset: str = "paper"
+    config: str | None = None
+    overrides: Sequence[str] = field(default_factory=tuple)
+    output: str = "results"
+    cache: str | None = None
+    stored_as: str = "fp16"
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int = 64
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an evaluation left: scores, each with where it comes from, and its folder."""
+
+    folder: Path
+    records: list[dict[str, Any]]
+
+
+def evaluate(question: Question) -> Answer:
+    """Ask a protocol about a backbone, in all processes that were launched.
+
+    Raises:
+        EvalError, ConfigError: the question can't be asked so.
+        DataError, CheckpointError, OSError: its files can't be read, or its results not written.
+    """
+    protocol = PROTOCOLS[question.protocol]
+    config = _configure(protocol, question)
+    own = place()
+    device = choose_device(question.device, own.local_rank if own and own.world_size > 1 else None)
+    with process_group(device.type):
+        backbone = load_backbone(question.model, question.rasa, question.num_heads, question.img_size).to(device)
+        task = open_task(protocol, question)
+        precision = choose_precision(question.precision, device)
+        origin = _origin(question, protocol, config, backbone, task, device, precision)
+        folder = Path(question.output) / folder_name(origin, question)
+        on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+        engine = Engine(backbone, device, precision)
+        store = FeatureStore(
+            Path(question.cache or Path(question.output) / "features"),
+            backbone.hash,
+            engine.tokens,
+            track,
+            backbone.channels,
+            origin.precision,
+            question.stored_as,
+            question.batch_size,
+            question.workers,
+        )
+        context = Context(engine, store, folder, question.batch_size, question.workers, question.slices)
+        records = records_of(origin, list(protocol.run(context, task, config)))
+        if is_main():
+            write_results(folder / RESULTS, asdict(origin), records)
+    return Answer(folder, records)
+
+
+def open_task(protocol: Protocol, question: Question) -> Task:
+    """The images that the protocol learns from and those it is scored on."""
+    train = None
+    if protocol.trains:
+        train = open_split(question.train_data or question.data, question.train_split, "train", protocol.kind)
+    return Task(train, open_split(question.data, question.test_split, "test", protocol.kind))
+
+
+def folder_name(origin: Origin, question: Question) -> str:
+    """``knn-folder-val-<model>-<hash of everything that was asked>``: another question has another folder."""
+    asked = json.dumps([asdict(origin), question.slices, question.stored_as], sort_keys=True, default=str)
+    path = Path(origin.model)
+    stem = path.parent.name + "_" + path.stem if path.suffix and path.parent.name else origin.model
+    model = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")
+    digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
+    return f"{origin.protocol}-{origin.data}-{origin.split}-{model}-{digest}"
+
+
+def _configure(protocol: Protocol, question: Question) -> Any:
+    presets = {"paper": {}, **protocol.presets}
+    if question.preset not in presets:
+        raise EvalError(f"--preset {question.preset}: {protocol.name} has {', '.join(presets)}")
+    return read_config(protocol.config, question.config, list(question.overrides), presets[question.preset])
+
+
+def _origin(
+    question: Question,
+    protocol: Protocol,
+    config: Any,
+    backbone: Backbone,
+    task: Task,
+    device: torch.device,
+    precision: torch.dtype | None,
+) -> Origin:
+    changed = "+" if question.config or question.overrides else ""
+    return Origin(
+        protocol=protocol.name,
+        preset=question.preset + changed,
+        options=asdict(config),
+        model=question.model,
+        model_hash=backbone.hash,
+        rasa=question.rasa or "",
+        **_told("train_", task.train),
+        **_told("", task.test),
+        precision=str(precision or torch.float32).removeprefix("torch."),
+        device=device.type,
+        versions={"franca": __version__, "torch": torch.__version__},
+    )
+
+
+def _told(prefix: str, split: OpenedSplit | None) -> dict[str, str]:
+    names = ("data", "split", "data_hash") if not prefix else ("train_data", "train_split", "train_hash")
+    values = (split.name, split.split, split.hash) if split else ("", "", "")
+    return dict(zip(names, values, strict=True))

@@ -1,0 +1,6 @@
+"""Every protocol by its name."""
+
+from franca.eval.protocol import Protocol
+from franca.eval.protocols import knn
+
+PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (knn.PROTOCOL,)}
