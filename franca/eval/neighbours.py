@@ -44,11 +44,9 @@ class Rows:
         return sum(part.shape[1] for part in self.parts)
 
     def read(self, which: slice | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The chosen rows, (n, D). Raises EvalError if one is not finite."""
+        """The chosen rows, (n, D)."""
         parts = [part[which.to(part.device) if isinstance(which, Tensor) else which] for part in self.parts]
         rows = torch.cat([part.to(device).to(dtype) for part in parts], dim=1)
-        if not rows.isfinite().all():
-            raise EvalError("features hold NaN or infinity, which have no neighbours: is the model's file whole?")
         return normalize(rows, dim=1) if self.unit else rows
 
 
@@ -146,9 +144,12 @@ def _search_held(
         longest = torch.maximum(longest, rows.norm(dim=1).max())
         values, index = search(queries, rows, min(count, len(rows)))
         found = _best(torch.cat([found[0], values], dim=1), torch.cat([found[1], index + start], dim=1), count)
+    lengths = queries.norm(dim=1)
+    if not (lengths.isfinite().all() and longest.isfinite()):
+        raise EvalError("features hold NaN or infinity, which have no neighbours: is the model's file whole?")
     values, index = _compared_again(asked, part, held, found[1], k)
     if count < len(held):
-        rounding = (queries.shape[1] + 16) * 2.0**-24 * queries.norm(dim=1) * longest  # of an fp32 product, at most
+        rounding = (queries.shape[1] + 16) * 2.0**-24 * lengths * longest  # of an fp32 product, at most
         unsure = values[:, -1].to(device) - found[0].amin(dim=1) <= 2 * rounding
         again = unsure.nonzero()[:, 0].cpu() + part.start
         if len(again):

@@ -152,6 +152,7 @@ class FaissWithDevices(SimpleNamespace):
 
 def test_a_device_is_searched_by_faiss_if_it_can_else_by_torch(monkeypatch) -> None:
     device = torch.device("meta")  # stands for any device that is not the CPU
+    monkeypatch.setattr(neighbours, "find_spec", lambda name: name)
     monkeypatch.setitem(sys.modules, "faiss", FaissWithDevices(0))
     assert choose_search("auto", device, 20, neighbours.LARGE) is neighbours._with_torch
     monkeypatch.setitem(sys.modules, "faiss", FaissWithDevices(1))
