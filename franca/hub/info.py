@@ -28,7 +28,7 @@ examples:
 This project's teacher files carry a hash of their tensors, which is checked here as it is at loading. For all others
 the SHA-256 of the file is shown, as sha256sum gives it; --hash shows it for teacher files too.
 """
-DESCRIBED = ("stage", "data", "step", "images_seen", "hash", "converted_from")
+DESCRIBED = ("stage", "data", "step", "images_seen", "initialised_from", "hash", "converted_from")
 HEADS_UNKNOWN = "the number of attention heads can't be told: loading it needs num_heads=…, converting --num-heads"
 
 
@@ -151,6 +151,7 @@ def _model_rows(about: Mapping[str, Any]) -> dict[str, str | None]:
         f"{about['step']} steps" if about["step"] is not None else None,
         f"{about['images_seen']} images seen" if about["images_seen"] is not None else None,
     ]
+    began = about["initialised_from"]
     heads = "; ".join(f"{name} {_level_text(head)}".strip() for name, head in about["heads"].items())
     known = [f"{name} {version}" for name, version in versions.items() if version is not None]
     return {
@@ -160,6 +161,7 @@ def _model_rows(about: Mapping[str, Any]) -> dict[str, str | None]:
         "parameters": f"{about['parameters'] / 1e6:.2f} M, {about['dtype']}",
         "positions": f"{about['grid']} x {about['grid']}, for images of {sizes['img_size']} pixels",
         "trained": ", ".join(part for part in trained if part) or None,
+        "began with": f"{began['name']}, hash {began['hash']}" if began else None,
         "converted": f"from {about['converted_from']}" if about["converted_from"] else None,
         "heads": heads or None,
         "mean, std": f"{about['mean']}, {about['std']}" if about["mean"] else None,

@@ -19,13 +19,18 @@ class EncoderOutput(NamedTuple):  # sharding finds the tensors in a tuple, not i
 
 
 class Encoder(nn.Module):
-    """Backbone with a head for class tokens and a head for patches."""
+    """Backbone with a head for class tokens and a head for patches.
+
+    While `backbone_learns` is False no gradient reaches the backbone: its parameters have none, so that an optimizer
+    passes them over, weight decay and moments included.
+    """
 
     def __init__(self, backbone: VisionTransformer, dino_head: nn.Module, ibot_head: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
         self.dino_head = dino_head
         self.ibot_head = ibot_head
+        self.backbone_learns = True
 
     def forward(self, crops: Sequence[Tensor], patch_indices: Tensor, masks: Tensor | None = None) -> EncoderOutput:
         """Class tokens of all crops, logits of all crops, and logits of the chosen patches of the first entry.
@@ -34,7 +39,8 @@ class Encoder(nn.Module):
         patch_indices: (M,) int64 into the flattened (R_0 * N) patches of crops[0], all that the patch head sees.
         masks: (R_0, N) bool, patches of crops[0] that the mask token replaces; the other crops are never masked.
         """
-        per_size = self.backbone.forward_features(list(crops), [masks] + [None] * (len(crops) - 1))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone_learns):
+            per_size = self.backbone.forward_features(list(crops), [masks] + [None] * (len(crops) - 1))
         class_tokens = torch.cat([features["x_norm_clstoken"] for features in per_size])
         patches = per_size[0]["x_norm_patchtokens"].flatten(0, 1).index_select(0, patch_indices)
         return EncoderOutput(class_tokens, self.dino_head(class_tokens), self.ibot_head(patches))

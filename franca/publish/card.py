@@ -100,8 +100,10 @@ def _training(card: Card) -> Rows:
     config, batch = card.run.config, card.run.config.effective_batch
     processes = f" × {config.world_size} processes" if config.world_size > 1 else ""
     crops, optimizer, versions = config.data.crops, config.optimizer, card.teacher["trained_with"]
+    began = card.teacher.get("initialised_from")
     rows = [
         ("data", card.data),
+        ("began with", f"{began['name']}, hash `{began['hash']}`" if began else "random weights"),
         ("images in the data", NOT_STATED),
         ("steps", f"{card.step} of {config.steps} planned"),
         ("images seen", f"{card.teacher['images_seen']:,}"),

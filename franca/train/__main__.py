@@ -19,6 +19,7 @@ from franca.hub.checkpoint import CheckpointError
 from franca.train.build import build_pair, refused_as
 from franca.train.config import TrainConfig, load_config
 from franca.train.estimate import UTILISATION, estimate, report
+from franca.train.initialise import preview
 from franca.train.logger import MissingTracker
 from franca.train.recovery import NonFiniteLoss
 from franca.train.stopping import Interrupted
@@ -103,14 +104,17 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def dry_run(config: TrainConfig) -> None:
-    """Print the resolved configuration and what it builds, without reading an image."""
+    """Print the resolved configuration, what it builds and what it begins with, without reading an image."""
     with torch.device("meta"):  # shapes alone
         pair = build_pair(config)
+    beginning = preview(config, pair.student)
     parts = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in pair.student.named_children()}
     print(dump_config(config))
     print("parameters: " + ", ".join(f"{name} {count:.2f} M" for name, count in parts.items()))
     batch = config.effective_batch
     print(f"effective batch {batch}, peak lr {config.optimizer.peak_lr(batch):.3e}, {config.steps * batch} images")
+    for line in beginning:
+        print(line)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """The configuration made into objects: device, precision, networks, run folder."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,14 +70,16 @@ def refused_as(part: str) -> Iterator[None]:
         raise ConfigError(f"{part}: {error}") from error
 
 
-def describe_teacher(config: TrainConfig, pair: StudentTeacher, step: int, images: int) -> dict[str, Any]:
-    """What a teacher file says of itself (plain types)."""
+def describe_teacher(
+    config: TrainConfig, pair: StudentTeacher, step: int, images: int, beginning: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a teacher file says of itself (plain types). beginning: the facts of `franca.train.initialise`."""
     teacher = pair.teacher
     return {
         "arch": config.model.arch,
         "backbone": teacher.backbone.config,
         "heads": {"dino_head": teacher.dino_head.config, "ibot_head": teacher.ibot_head.config},
-        "stage": "pretrain",
+        **beginning,
         "step": step,
         "images_seen": images,
         "data": config.data.path or config.data.source,

@@ -112,6 +112,8 @@ class TrainConfig:
     world_size: int = 0  # processes that the run needs; 0: as many as torchrun or SLURM started
     device: str = "auto"  # auto, or any torch device: cpu, cuda, mps
     precision: str = "auto"  # auto (bf16 where the device has it) | bf16 | fp32
+    init_from: str = ""  # weights that both networks begin with: a file, a folder, or such as franca_vitb14@IN21K_224
+    init_heads: str = "new"  # new | loaded, from the same file
     model: ModelConfig = field(default_factory=ModelConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -135,6 +137,10 @@ class TrainConfig:
             raise ConfigError(f"seed={self.seed} must lie in [0, 2**32)")
         if self.precision not in ("auto", "bf16", "fp32"):
             raise ConfigError(f"precision={self.precision!r} must be auto, bf16 or fp32")
+        if self.init_heads not in ("new", "loaded"):
+            raise ConfigError(f"init_heads={self.init_heads!r} must be new or loaded")
+        if self.init_heads == "loaded" and not self.init_from:
+            raise ConfigError("init_heads=loaded, but init_from names no file that holds heads")
         for name, size in self._image_sides().items():
             if size % self.model.patch_size:
                 nearest = max(round(size / self.model.patch_size), 1) * self.model.patch_size
@@ -145,6 +151,11 @@ class TrainConfig:
             raise ConfigError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} must be below steps={self.steps}: "
                 "shorten the warm-up with the run"
+            )
+        if self.optimizer.freeze_backbone_steps >= self.steps:
+            raise ConfigError(
+                f"optimizer.freeze_backbone_steps={self.optimizer.freeze_backbone_steps} must be below "
+                f"steps={self.steps}: the backbone would learn nothing"
             )
 
     def _image_sides(self) -> dict[str, int]:

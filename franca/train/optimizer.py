@@ -26,6 +26,7 @@ class OptimizerConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     clip_grad: float = 3.0  # largest gradient norm of each of backbone, dino_head, ibot_head; 0: no clipping
     freeze_last_layer_steps: int = 1250  # prototypes keep still at first
+    freeze_backbone_steps: int = 0  # heads learn alone at first: for new heads on a trained backbone (init_from)
     layerwise_decay: float = 1.0
     patch_embed_lr_mult: float = 0.2
 
@@ -38,7 +39,7 @@ class OptimizerConfig:
         for name in ("min_lr", "weight_decay", "weight_decay_end", "clip_grad", "patch_embed_lr_mult"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)} must not be negative or infinite")
-        for name in ("warmup_steps", "freeze_last_layer_steps"):
+        for name in ("warmup_steps", "freeze_last_layer_steps", "freeze_backbone_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)} must not be negative")
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
@@ -140,13 +141,18 @@ def clip_gradients(parts: Iterable[nn.Module], limit: float, mesh: DeviceMesh | 
     """Scale each part's gradient to a norm of at most ``limit`` (0: leave it); norms before clipping, one per part.
 
     mesh: of the ranks among which the parts are sharded; the norms are those of the whole gradients, on every rank.
+    A part without gradients, such as a frozen one, has norm 0.
     """
+    parts = list(parts)
     gradients = [[local_part(p.grad) for p in part.parameters() if p.grad is not None] for part in parts]
-    norms = norms_over_shards(torch.stack([torch.nn.utils.get_total_norm(part) for part in gradients]), mesh)
+    device = next(parts[0].parameters()).device
+    norms = [torch.nn.utils.get_total_norm(found) if found else torch.zeros((), device=device) for found in gradients]
+    whole = norms_over_shards(torch.stack(norms), mesh)
     if limit > 0:
-        for part, factor in zip(gradients, (limit / (norms + 1e-6)).clamp(max=1.0), strict=True):
-            torch._foreach_mul_(part, factor)
-    return norms
+        for found, factor in zip(gradients, (limit / (whole + 1e-6)).clamp(max=1.0), strict=True):
+            if found:
+                torch._foreach_mul_(found, factor)
+    return whole
 
 
 def step_if_finite(optimizer: torch.optim.AdamW, finite: Tensor) -> None:

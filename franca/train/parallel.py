@@ -13,12 +13,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from franca.distributed import build_mesh, local_world_size, world_size
+from franca.distributed import build_mesh, is_main, local_world_size, world_size
 from franca.objective import Encoder, StudentTeacher
 
 STRATEGIES = ("replicate", "shard", "hybrid")
@@ -143,3 +143,15 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return cast(dict[str, Tensor], get_model_state_dict(module, options=options))
+
+
+def fill_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put whole tensors, those of rank 0, into the module, sharded or not; undoes :func:`whole_state`.
+
+    state: every tensor of the module; what other ranks give is ignored. All ranks must call.
+    """
+    if world_size() == 1:
+        module.load_state_dict(state)
+        return
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(module, dict(state) if is_main() else {}, options=options)

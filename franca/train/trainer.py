@@ -42,6 +42,7 @@ from franca.train.build import (
 )
 from franca.train.checkpoint import CheckpointFolder
 from franca.train.config import TrainConfig
+from franca.train.initialise import Initialisation
 from franca.train.logger import RunLogger, SilentLogger
 from franca.train.meter import Meter
 from franca.train.monitor import Monitor
@@ -81,6 +82,11 @@ class Trainer:
             world_size=world_size(),
         )
         self.pair = build_pair(config)
+        self.output = Path(config.output)
+        self.checkpoints = CheckpointFolder(self.output / "checkpoints", config.checkpoint)
+        self.initialisation = Initialisation(config)
+        if config.init_from and on_main(self.checkpoints.latest) is None:
+            self.initialisation.read(self.pair)  # what doesn't fit is said before the folder is claimed
         with refused_as("parallel"):
             self.mesh = parallelize(self.pair, config.parallel, self.device, self.precision)
         self.objective = PretrainingObjective(self.pair, config.objective, logsumexp_over_ranks, gather_rows)
@@ -98,8 +104,7 @@ class Trainer:
         self.rollbacks = 0
         self.stop = StopRequest()
         self.log: RunLogger | SilentLogger = SilentLogger()
-        self.output = on_main(lambda: claim_run_folder(config))
-        self.checkpoints = CheckpointFolder(self.output / "checkpoints", config.checkpoint)
+        on_main(lambda: claim_run_folder(config))
 
     def run(self) -> None:
         """Train up to ``steps``, from the newest saved state if there is one.
@@ -117,7 +122,10 @@ class Trainer:
             newest = on_main(self.checkpoints.latest)
             if newest is not None:
                 self._restore(newest)
+                self.initialisation.recall(newest)
                 on_main(lambda: self._publish_teacher(newest))  # a kill may have held it back
+            else:
+                self.initialisation.fill(self.pair)
             on_main(lambda: self._open_log(stack))
             self._recall_monitor()
             self._announce(newest)
@@ -151,6 +159,7 @@ class Trainer:
         self.state.batch += len(batches)
         values = self.schedules(self.state.step)
         apply_schedules(self.optimizer, values)
+        self.pair.student.backbone_learns = self.state.step >= self.config.optimizer.freeze_backbone_steps
         # Stochastic depth is a function of (seed, position in the data, rank): nothing to save or restore.
         torch.manual_seed(self.config.seed * 1_000_003 + self.state.batch + (rank() << 48))
         with compute_in(self.precision, self.device):
@@ -265,7 +274,8 @@ class Trainer:
         A required one is waited for; others end in the background (``checkpoint.asynchronous``).
         """
         step = self.state.step
-        description = describe_teacher(self.config, self.pair, step, step * self.config.effective_batch)
+        images, beginning = step * self.config.effective_batch, self.initialisation.facts
+        description = describe_teacher(self.config, self.pair, step, images, beginning)
         self._end_earlier_save()
         teacher = whole_state(self.pair.teacher)
 
@@ -318,7 +328,8 @@ class Trainer:
         return self.loader.batches()
 
     def _announce(self, resumed_from: Path | None) -> None:
-        for line in opening_lines(self.config, self.pair, self.device, self.precision, describe(self.source)):
+        lines = opening_lines(self.config, self.pair, self.device, self.precision, describe(self.source))
+        for line in lines + self.initialisation.lines:
             self.log.say(line)
         if resumed_from is not None:
             self.log.say(f"continuing from step {self.state.step} ({resumed_from})")
