@@ -183,14 +183,14 @@ class _Table:
 
     def create(self, count: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
         for part, shape in shapes.items():
-            open_memmap(self._file(part), "w+", np.dtype(self.code), (count, *shape)).flush()
-        open_memmap(self._file("state"), "w+", np.dtype(np.uint8), (count,)).flush()
+            open_memmap(self.file(part), "w+", np.dtype(self.code), (count, *shape)).flush()
+        open_memmap(self.file("state"), "w+", np.dtype(np.uint8), (count,)).flush()
 
     def todo(self) -> NDArray[Any]:
-        return np.flatnonzero(self._map("state") == MISSING)
+        return np.flatnonzero(self.map("state") == MISSING)
 
     def index(self) -> Tensor:
-        return torch.from_numpy(np.flatnonzero(self._map("state") == READY))
+        return torch.from_numpy(np.flatnonzero(self.map("state") == READY))
 
     def write(self, rows: NDArray[Any], features: Mapping[str, Tensor], name: Callable[[int], str]) -> None:
         """Features onto disk, then that they are there. Raises EvalError for those that are not finite."""
@@ -203,19 +203,19 @@ class _Table:
                     f"features of {image} are not finite in {str(self.dtype).removeprefix('torch.')}: try --store fp32 "
                     "or --precision fp32, and check the weights"
                 )
-            file = self._map(part, "r+")
-            file[rows] = stored.view(torch.int16).numpy() if self.code == "<i2" else stored.numpy()
-            file.flush()
+            mapped = self.map(part, "r+")
+            mapped[rows] = stored.view(torch.int16).numpy() if self.code == "<i2" else stored.numpy()
+            mapped.flush()
         self.mark(rows, READY)
 
     def mark(self, rows: NDArray[Any], state: int) -> None:
-        file = self._map("state", "r+")
-        file[rows] = state
-        file.flush()
+        mapped = self.map("state", "r+")
+        mapped[rows] = state
+        mapped.flush()
 
     def leave_out(self, part: str, rows: NDArray[Any]) -> None:
         """Beside the rows of all images, a file of these alone, in their order."""
-        kept, whole = self._file(f"{part}.readable"), self._map(part)
+        kept, whole = self.file(f"{part}.readable"), self.map(part)
         partial = kept.with_suffix(".partial")
         target = open_memmap(partial, "w+", whole.dtype, (len(rows), *whole.shape[1:]))
         for start in range(0, len(rows), COPIED_AT_ONCE):
@@ -226,27 +226,26 @@ class _Table:
     def tensor(self, part: str) -> Tensor:
         """Rows of the readable images, in their order."""
         kept = f"{part}.readable"
-        found = torch.from_numpy(self._map(kept if self._file(kept).exists() else part, "c"))
+        found = torch.from_numpy(self.map(kept if self.file(kept).exists() else part, "c"))
         return found.view(torch.bfloat16) if self.code == "<i2" else found
 
-    def _file(self, part: str) -> Path:
+    def file(self, part: str) -> Path:
         return self.folder / f"{part}.npy"
 
-    def _map(self, part: str, mode: Any = "r") -> NDArray[Any]:
-        mapped: NDArray[Any] = open_memmap(self._file(part), mode)
-        return mapped
+    def map(self, part: str, mode: Any = "r") -> "np.memmap[Any, Any]":
+        return open_memmap(self.file(part), mode)
 
 
 def _finish(table: _Table, name: str, parts: list[str]) -> None:
     """Where images can't be read, rows of the readable ones alone."""
     rows = table.index().numpy()
-    unreadable = int((table._map("state") == UNREADABLE).sum())
+    unreadable = int((table.map("state") == UNREADABLE).sum())
     if not len(rows):
         raise EvalError(f"none of {unreadable} images of {name} can be read; the lines above say why")
     if unreadable and is_main():
         logger.warning("%d of %d images of %s can't be read and are left out", unreadable, unreadable + len(rows), name)
         for part in parts:
-            if not table._file(f"{part}.readable").exists():
+            if not table.file(f"{part}.readable").exists():
                 table.leave_out(part, rows)
 
 
