@@ -26,12 +26,13 @@ def random_resized_crop(image: Tensor, size: int, scale: list[float], generator:
 
     scale: least and largest share of the area. Width / height is log-uniform between 3/4 and 4/3.
     """
-    top, left, height, width = _random_box(image.shape[-2], image.shape[-1], scale, generator)
+    top, left, height, width = random_box(image.shape[-2], image.shape[-1], scale, generator)
     box = image[:, top : top + height, left : left + width]
     return F.resize(box, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
-def _random_box(height: int, width: int, scale: list[float], generator: Generator) -> tuple[int, int, int, int]:
+def random_box(height: int, width: int, scale: list[float], generator: Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the rectangle that `random_resized_crop` takes."""
     low, high = math.log(ASPECTS[0]), math.log(ASPECTS[1])
     draws = draw(generator, 40)  # always as many, so that later draws do not depend on the image
     for a, b, c, d in zip(*[iter(draws)] * 4, strict=True):

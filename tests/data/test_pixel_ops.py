@@ -27,7 +27,7 @@ def _coordinates(height: int, width: int) -> Tensor:
 @pytest.mark.parametrize("scale", [[0.32, 1.0], [0.05, 0.32]])
 def test_boxes_fit_and_spread_over_areas_and_aspects(scale: list[float]) -> None:
     generator = _generator()
-    boxes = [pixel_ops._random_box(300, 400, scale, generator) for _ in range(3000)]
+    boxes = [pixel_ops.random_box(300, 400, scale, generator) for _ in range(3000)]
     tops, lefts, heights, widths = torch.tensor(boxes, dtype=torch.float64).T
     assert tops.min() >= 0
     assert lefts.min() >= 0
@@ -47,7 +47,7 @@ def test_boxes_fit_and_spread_over_areas_and_aspects(scale: list[float]) -> None
 
 @pytest.mark.parametrize(("height", "width"), [(10, 1000), (1000, 10)])
 def test_strips_give_their_middle(height: int, width: int) -> None:
-    top, left, box_height, box_width = pixel_ops._random_box(height, width, [0.32, 1.0], _generator())
+    top, left, box_height, box_width = pixel_ops.random_box(height, width, [0.32, 1.0], _generator())
     assert (top + box_height / 2, left + box_width / 2) == pytest.approx((height / 2, width / 2), abs=1)
     assert max(box_height, box_width) / min(box_height, box_width) == pytest.approx(4 / 3, rel=0.1)
 
@@ -56,13 +56,13 @@ def test_later_draws_do_not_depend_on_the_image() -> None:
     states = []
     for shape in ((300, 400), (10, 1000), (1, 1)):
         generator = _generator()
-        pixel_ops._random_box(*shape, [0.32, 1.0], generator)
+        pixel_ops.random_box(*shape, [0.32, 1.0], generator)
         states.append(generator.get_state())
     assert all(torch.equal(state, states[0]) for state in states)
 
 
 def test_a_crop_shows_the_box_it_drew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixel_ops, "_random_box", lambda *_: (30, 50, 64, 80))
+    monkeypatch.setattr(pixel_ops, "random_box", lambda *_: (30, 50, 64, 80))
     crop = pixel_ops.random_resized_crop(_coordinates(200, 200), 16, [0.3, 1.0], _generator())
     assert crop.dtype == torch.uint8
     # Pixel i of 16 covers rows 30 + 4 i ... 30 + 4 i + 3; the borders mirror, so look inside.
@@ -75,7 +75,7 @@ def test_a_crop_shows_the_box_it_drew(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("size", [28, 150])
 def test_crops_are_resampled_as_pillow_does(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The original's recipe: bicubic, filtered when it shrinks."""
-    monkeypatch.setattr(pixel_ops, "_random_box", lambda *_: (10, 5, 100, 70))
+    monkeypatch.setattr(pixel_ops, "random_box", lambda *_: (10, 5, 100, 70))
     image = 64 + _noise(120, 90) // 2  # overshoots, which each cuts off after another pass, stay inside 0 ... 255
     crop = pixel_ops.random_resized_crop(image, size, [0.3, 1.0], _generator())
     picture = Image.fromarray(image.permute(1, 2, 0).numpy()).crop((5, 10, 75, 110))

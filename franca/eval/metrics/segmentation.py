@@ -8,9 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from franca.eval.datasets import VOID
 from franca.eval.errors import EvalError
-
-VOID = 255
 
 
 def confusion_matrix(

@@ -11,8 +11,9 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion
 from sklearn.metrics import jaccard_score
 from torch import Tensor
 
+from franca.eval.datasets import VOID
 from franca.eval.errors import EvalError
-from franca.eval.metrics.segmentation import VOID, confusion_matrix, hungarian, iou, mean_iou, overlaps, renamed
+from franca.eval.metrics.segmentation import confusion_matrix, hungarian, iou, mean_iou, overlaps, renamed
 
 
 def random_maps(classes: int, seed: int = 0, agreement: float = 0.5) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,120 @@
+"""The memory of in-context segmentation: patch features, and how many pixels of each class lie in each patch.
+
+Legend: N images, h x w patches each, S x S pixels of a mask, p x p of a patch, C classes, D features, M rows.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Generator, Tensor
+
+from franca.eval.datasets import VOID
+from franca.eval.errors import EvalError
+
+COPIED_AT_ONCE = 1 << 16  # rows
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Patches that are searched. Row i of both is one patch."""
+
+    features: Tensor  # (M, D) of any type, maybe memory-mapped; compared by cosine, so their length doesn't matter
+    counts: Tensor  # (M, C) integers: pixels of each class
+    patch_pixels: int  # p * p
+
+    def votes(self, rows: Tensor) -> Tensor:
+        """Share of each class in the pixels of some patches, (…) row numbers -> (…, C) fp32.
+
+        Void pixels vote for nothing, so that a row sums to less than 1 where there are some.
+        """
+        return self.counts[rows].float() / self.patch_pixels
+
+
+def count_classes(masks: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
+    """Pixels of each class in each patch, without void ones: (N, S, S) and (h, w) -> (N, h, w, C).
+
+    uint8 where a patch has fewer than 256 pixels, else int16. Raises EvalError unless patches divide the mask evenly.
+    """
+    images, height, width = masks.shape
+    if height % grid[0] or width % grid[1]:
+        raise EvalError(
+            f"masks of {height}x{width} pixels and a grid of {grid[0]}x{grid[1]} patches: patches must have whole "
+            "pixels; choose a size that is a multiple of the model's patch"
+        )
+    rows = torch.arange(height, device=masks.device) * grid[0] // height
+    columns = torch.arange(width, device=masks.device) * grid[1] // width
+    patch = (torch.arange(images, device=masks.device)[:, None, None] * grid[0] + rows[:, None]) * grid[1] + columns
+    counted = masks != VOID
+    cells = images * grid[0] * grid[1] * classes
+    counts = torch.bincount(patch[counted] * classes + masks[counted], minlength=cells)
+    small = height * width // (grid[0] * grid[1]) < 256
+    return counts.view(images, *grid, classes).to(torch.uint8 if small else torch.int16)
+
+
+def sampling_scores(counts: Tensor) -> Tensor:
+    """How common the classes of each patch are in its image, (h, w, C) -> (h, w) fp32.
+
+    The sum over the classes in the patch of the number of patches of the image that hold that class
+    (open-hummingbird-eval). Infinite where all pixels are void.
+    """
+    present = counts > 0
+    frequency = present.flatten(0, 1).sum(dim=0)
+    scores = (present * frequency).sum(dim=2).float()
+    return scores.masked_fill(~present.any(dim=2), torch.inf)
+
+
+def sample_patches(counts: Tensor, wanted: int, noise: Tensor) -> Tensor:
+    """The ``wanted`` patches of an image with the smallest score times noise, the smallest first, (n,) int64.
+
+    Patches of rare classes are likelier to be kept. Patches that are all void never are, so n may be less.
+
+    Args:
+        counts: (h, w, C). noise: (h * w,) uniform in [0, 1), in reading order.
+    """
+    scores = sampling_scores(counts).flatten()
+    known = scores.isfinite()
+    scores = torch.where(known, scores * noise, torch.inf)
+    return scores.topk(min(wanted, int(known.sum())), largest=False).indices
+
+
+def choose_rows(counts: Tensor, limit: int, generators: Iterator[Generator]) -> Tensor:
+    """Numbers of the patches to remember, counted through all images, (N, h, w, C) -> (M,) int64.
+
+    Args:
+        limit: most patches in all, shared evenly by the images (at least one each); 0: every patch that isn't all void.
+        generators: one for each image.
+    """
+    per_image = counts.shape[1] * counts.shape[2]
+    wanted = max(1, limit // len(counts)) if limit else per_image
+    if wanted >= per_image:
+        return counts.flatten(0, 2).any(dim=1).nonzero()[:, 0]
+    chosen = []
+    for number, (of_image, generator) in enumerate(zip(counts, generators, strict=False)):
+        noise = torch.rand(per_image, generator=generator)
+        chosen.append(sample_patches(of_image, wanted, noise) + number * per_image)
+    return torch.cat(chosen)
+
+
+@contextmanager
+def remembered(features: Tensor, counts: Tensor, chosen: Tensor, patch_pixels: int, scratch: Path) -> Iterator[Memory]:
+    """The chosen rows of (R, D) features and (R, C) counts; features are copied to a file below ``scratch`` for a time.
+
+    Nothing is copied when every row is chosen. Raises EvalError when no row is.
+    """
+    if not len(chosen):
+        raise EvalError("no patch to remember: every pixel of every training mask is void")
+    if len(chosen) == len(features):
+        yield Memory(features, counts, patch_pixels)
+        return
+    with TemporaryDirectory(dir=scratch, prefix="memory-") as folder:
+        shape = len(chosen), features.shape[1]
+        file = str(Path(folder) / "features")
+        kept = torch.from_file(file, shared=True, size=shape[0] * shape[1], dtype=features.dtype).view(shape)
+        for start in range(0, len(chosen), COPIED_AT_ONCE):
+            part = slice(start, start + COPIED_AT_ONCE)
+            kept[part] = features[chosen[part]]
+        yield Memory(kept, counts[chosen], patch_pixels)
