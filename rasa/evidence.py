@@ -6,17 +6,16 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from franca.eval.protocols.clusters import kmeans
-from franca.eval.protocols.position import PositionScore, position_error, score_positions
-from franca.eval.protocols.position_entropy import PositionEntropy, position_entropy
-from franca.eval.protocols.position_moments import fit_ridge
+from franca.eval.protocols.position import PositionScore
+from franca.eval.protocols.position_bias import cluster_entropy, predict_position, suitable_clusters
+from franca.eval.protocols.position_entropy import PositionEntropy
 from franca.models import RASAHead
 from rasa.crops import Crops
 from rasa.errors import RasaError
 from rasa.features import Engine
 from rasa.fold import rasa_matrix
 
-PATCHES_PER_CLUSTER, MOST_CLUSTERS = 50, 512
+MOST_CLUSTERS = 512
 CPU = torch.device("cpu")
 
 
@@ -97,9 +96,8 @@ def measure(
     Raises:
         RasaError: too few crops for a predictor of position.
     """
-    device = device if _has_float64(device) else CPU
     matrix = rasa_matrix(head).float()
-    k = clusters or max(2, min(test.features[..., 0].numel() // PATCHES_PER_CLUSTER, MOST_CLUSTERS))
+    k = clusters or suitable_clusters(test.features, MOST_CLUSTERS)
     debiased = replace(test, features=test.features @ matrix)
     try:
         before = _state(probe, test, k, seed, device)
@@ -116,23 +114,10 @@ def measure(
     )
 
 
-def _has_float64(device: torch.device) -> bool:
-    try:
-        torch.zeros(1, dtype=torch.float64, device=device)
-    except TypeError:
-        return False
-    return True
-
-
 def _variance(features: Tensor) -> Tensor:
     return features.flatten(0, 2).var(dim=0).sum()
 
 
 def _state(probe: Grids, test: Grids, k: int, seed: int, device: torch.device) -> State:
-    _, h, w, _ = test.features.shape
-    clusters = kmeans(test.features.flatten(0, 2), k, seed=seed, device=device)
-    return State(
-        linear=score_positions(fit_ridge(*probe.halves()), test.features, device=device),
-        sigmoid=position_error(probe.features, test.features, "sigmoid", device=device),
-        entropy=position_entropy(clusters.assignment, h, w, k),
-    )
+    found = predict_position(*probe.halves(), test.features, device)
+    return State(found.linear, found.sigmoid, cluster_entropy(test.features, k, seed=seed, device=device))

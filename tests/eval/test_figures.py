@@ -12,7 +12,7 @@ from franca.data.masking import MASKS, MaskConfig
 from franca.eval.figures.attention import attention_figure, attention_rows, class_attention, heat
 from franca.eval.figures.curves import health_figure, loss_figure, score_figure, series, smooth, uniform_losses
 from franca.eval.figures.masks import hide, masks_figure, visibility, visibility_figure
-from franca.eval.figures.pca import patch_pca, pca_figure
+from franca.eval.figures.pca import foreground, otsu, patch_pca, pca_figure, shared_pca
 from franca.eval.figures.widths import width_figure
 from franca.models import MatryoshkaHead, VisionTransformer
 from franca.objective import Encoder, ObjectiveConfig, PretrainingObjective, StudentTeacher
@@ -67,6 +67,68 @@ class TestPatchPca:
         assert patch_pca(torch.randn(1, 4, 4, 2)).shape == (1, 4, 4, 3)
 
 
+def objects(seed: int = 0) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Grids of several sizes with a thing inside, of two parts that differ, and which patches are the thing."""
+    generator = torch.Generator().manual_seed(seed)
+    grids, things = [], []
+    for h, w in ((8, 12), (10, 6), (9, 9)):
+        thing = torch.zeros(h, w, dtype=torch.bool)
+        thing[2 : h - 2, 2 : w - 2] = True
+        grid = 0.05 * torch.randn(h, w, 10, generator=generator)
+        grid[..., 3] += 4 * thing
+        grid[: h // 2, :, 5] += 1.0 * thing[: h // 2]
+        grids.append(grid)
+        things.append(thing)
+    return grids, things
+
+
+class TestForeground:
+    @pytest.mark.parametrize("threshold", [None, 0.5])
+    def test_the_thing_inside_is_the_foreground(self, threshold) -> None:
+        grids, things = objects()
+        for found, thing in zip(foreground(grids, threshold), things, strict=True):
+            assert torch.equal(found, thing)
+
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_sign_and_rotation_of_the_features_play_no_part(self, sign) -> None:
+        grids, things = objects()
+        rotation = torch.linalg.qr(torch.randn(10, 10, generator=torch.Generator().manual_seed(5))).Q
+        changed = [sign * grid @ rotation + 3 for grid in grids]
+        assert all(torch.equal(*pair) for pair in zip(foreground(changed), things, strict=True))
+        before, after = (shared_pca(one, things) for one in (grids, changed))
+        for one, other in zip(before, after, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-3, rtol=0, equal_nan=True)
+
+    def test_colours_are_those_of_the_foreground_alone(self) -> None:
+        grids, things = objects()
+        colours = shared_pca(grids, things)
+        for colour, thing in zip(colours, things, strict=True):
+            assert torch.equal(~colour.isnan().any(-1), thing)
+            upper, lower = colour[2, 3, 0], colour[thing.shape[0] - 3, 3, 0]
+            assert (upper - lower).abs() > 0.5
+        assert all(one.isnan().all() for one in shared_pca(grids, [torch.zeros_like(thing) for thing in things]))
+
+    def test_one_pca_for_images_of_all_sizes(self) -> None:
+        grids, _ = objects()
+        together = patch_pca(torch.cat([grid.flatten(0, 1) for grid in grids]))
+        torch.testing.assert_close(torch.cat([one.flatten(0, 1) for one in shared_pca(grids)]), together)
+
+    def test_degenerate_images_are_drawn(self) -> None:
+        assert all(one.all() for one in foreground([torch.ones(2, 3, 4)]))
+        row = torch.tensor([0.0, 0, 0, 0, 5]).view(1, 5, 1) * torch.ones(3)
+        assert foreground([row])[0].tolist() == [[False] * 4 + [True]]  # no inside: the rarer side
+
+    def test_otsu_is_scikit_images(self) -> None:
+        from skimage.filters import threshold_otsu
+
+        generator = torch.Generator().manual_seed(0)
+        low, high = (torch.randn(count, generator=generator) * 0.06 for count in (700, 300))
+        values = torch.cat([0.3 + low, 0.7 + high]).clamp(0, 1)
+        assert otsu(values) == pytest.approx(threshold_otsu(values.numpy(), nbins=256), abs=0.05)
+        assert 0.4 < otsu(values) < 0.6
+        assert otsu(torch.tensor([0.0, 0.0, 1.0])) == pytest.approx(0.5, abs=0.01)
+
+
 class TestAttention:
     @pytest.fixture
     def model(self) -> VisionTransformer:
@@ -90,8 +152,9 @@ class TestAttention:
         attention = torch.rand(2, 6, 4, 4)
         rows = attention_rows(attention, heads=3)
         assert list(rows) == ["mean of heads", "head 1", "head 2", "head 3"]
-        torch.testing.assert_close(rows["mean of heads"], attention.mean(1))
-        torch.testing.assert_close(rows["head 2"], attention[:, 1])
+        torch.testing.assert_close(torch.stack(rows["mean of heads"]), attention.mean(1))
+        torch.testing.assert_close(torch.stack(rows["head 2"]), attention[:, 1])
+        assert list(attention_rows([torch.rand(2, 3, 4), torch.rand(2, 5, 4)], heads=9)) == list(rows)[:3]
 
     def test_brightest_where_attention_is_highest(self) -> None:
         attention = torch.rand(4, 5, generator=torch.Generator().manual_seed(0))

@@ -1,6 +1,6 @@
 """Where the class token looks: attention of the last block, head by head and on average (paper Fig. 10)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from franca.eval.features import in_eval_mode
-from franca.eval.figures.style import image_grid
+from franca.eval.figures.gallery import image_grid
 
+Maps = Iterable[Tensor]  # one per image: a list, or a tensor whose first dimension counts images
 BRIGHTEST = 0.99  # quantile of a map from which on it is drawn fully bright
 
 
@@ -37,15 +38,16 @@ def heat(attention: Tensor) -> NDArray[Any]:
     return matplotlib.colormaps["inferno"](np.clip((values - low) / max(high - low, 1e-12), 0, 1))[..., :3]
 
 
-def attention_figure(path: Path, images: Sequence[NDArray[Any]], attention: dict[str, Tensor], title: str) -> None:
-    """Images (H, W, 3) in [0, 1] above their attention; each named tensor (B, h, w) is a row."""
+def attention_figure(path: Path, images: Sequence[NDArray[Any]], attention: Mapping[str, Maps], title: str) -> None:
+    """Images (H, W, 3) in [0, 1] above their attention; each named row holds a map (h, w) per image."""
     rows: dict[str, Sequence[NDArray[Any]]] = {"image": images}
     for name, maps in attention.items():
         rows[name] = [heat(one) for one in maps]
     image_grid(path, rows, title)
 
 
-def attention_rows(attention: Tensor, heads: int = 3) -> dict[str, Tensor]:
-    """The mean over heads and the first few heads, (B, H, h, w) -> named (B, h, w)."""
-    shown = min(heads, attention.shape[1])
-    return {"mean of heads": attention.mean(dim=1)} | {f"head {i + 1}": attention[:, i] for i in range(shown)}
+def attention_rows(attention: Maps, heads: int = 3) -> dict[str, list[Tensor]]:
+    """The mean over heads and the first few heads, (H, h, w) per image -> named rows of (h, w) per image."""
+    shown = min(heads, *(len(one) for one in attention))
+    rows = {"mean of heads": [one.mean(dim=0) for one in attention]}
+    return rows | {f"head {i + 1}": [one[i] for one in attention] for i in range(shown)}

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from franca.data.masking import MASKS, MaskConfig
-from franca.eval.figures.style import MUTED, figure, head_line, image_grid
+from franca.eval.figures.gallery import image_grid
+from franca.eval.figures.style import MUTED, figure, head_line
 
 NAMES = {"cyclic": "CyclicMask", "inverse_block": "inverse block", "block": "block", "random": "random"}
 HIDDEN = 0.88  # grey value of a hidden patch

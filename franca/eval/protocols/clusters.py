@@ -12,6 +12,7 @@ from torch.nn.functional import normalize as unit_length
 
 BLOCK = 8192  # rows compared at once
 START_ROWS = 64  # rows per cluster among which the start is drawn
+MOST_START_ROWS = 1 << 17  # for 65,000 clusters the start would else take longer than all that follows
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,22 @@ def kmeans(
             break
     inertia = _distances(prepared, centres, found.assignment).sum(dtype=torch.float64).item()
     return Clusters((centres + prepared.mean).to(rows.device), found.assignment.to(rows.device), inertia)
+
+
+@torch.no_grad()
+def assign(
+    rows: Tensor,
+    centres: Tensor,
+    normalize: bool = True,
+    block: int = BLOCK,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Number of the nearest centre of every row, (R, D) and (k, D) -> (R,) int64.
+
+    For centres that `kmeans` found among other rows, or among some of these; options as there.
+    """
+    prepared = _Rows(rows, normalize, block, torch.device(device or rows.device))
+    return _assign(prepared, centres.to(prepared.mean) - prepared.mean).assignment.to(rows.device)
 
 
 class _Rows:
@@ -135,7 +152,8 @@ def _move(rows: _Rows, centres: Tensor, found: _Assignment, generator: Generator
 
 def _start(rows: _Rows, k: int, generator: Generator) -> Tensor:
     """k-means++ among some rows: the next centre is a row drawn by its distance from those there are."""
-    sample = rows[torch.randperm(len(rows), generator=generator)[: START_ROWS * k].sort().values]
+    drawn = max(k, min(START_ROWS * k, MOST_START_ROWS))
+    sample = rows[torch.randperm(len(rows), generator=generator)[:drawn].sort().values]
     lengths = sample.square().sum(dim=1)
     chosen = torch.randint(len(sample), (1,), generator=generator)
     distances = torch.full_like(lengths, torch.inf)

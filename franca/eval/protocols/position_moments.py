@@ -125,13 +125,14 @@ def fit_ridge(features: Tensor, others: Tensor) -> PositionPredictor:
     if not len(features) or not len(others):
         raise ValueError(f"{len(features)} crops to fit and {len(others)} to choose the ridge on: both need some")
     chosen = _moments_of(features).ridge(_moments_of(others))
-    both = _moments_of(torch.cat([features, others]))
+    both = _moments_of(features, others)
     found = both.ridge(both, strengths=[chosen.strength])
     return PositionPredictor(found.weight.T, found.bias)
 
 
-def _moments_of(features: Tensor) -> Moments:
-    moments = Moments.like(features)
-    for block in features.split(BLOCK):
-        moments.add(block)
+def _moments_of(*parts: Tensor) -> Moments:
+    moments = Moments.like(parts[0][:BLOCK])
+    for part in parts:
+        for block in part.split(BLOCK):
+            moments.add(block)
     return moments
