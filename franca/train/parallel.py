@@ -142,7 +142,9 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
     if world_size() == 1:
         return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return cast(dict[str, Tensor], get_model_state_dict(module, options=options))
+    state = cast(dict[str, Tensor], get_model_state_dict(module, options=options))
+    live = any(parameter.device.type == "cpu" for parameter in module.parameters())  # whole shards there: no copies yet
+    return {name: tensor.clone() for name, tensor in state.items()} if live else state
 
 
 def fill_whole(module: nn.Module, state: dict[str, Tensor]) -> None:

@@ -13,6 +13,7 @@ import torch
 from franca.distributed import rank, world_size
 from franca.hub import describe, load_model
 from franca.metrics import read_metrics
+from franca.train.parallel import whole_state
 from franca.train.stopping import Interrupted
 from tests.distributed.ranks import IMAGES, on_ranks
 from tests.distributed.small_run import small_trainer
@@ -100,3 +101,21 @@ def test_any_number_of_processes_continues_to_the_same_losses(
     assert describe(output / "teacher.pth")["images_seen"] == STEPS * IMAGES
     for step in (0, 2, 4, STOPPED, 6, STEPS):
         assert describe(output / "checkpoints" / f"step_{step:07d}" / "teacher.pth")["step"] == step
+
+
+def state_before_and_after(images: str, folder: str, strategy: str) -> list[str]:
+    """Names of the tensors of `whole_state` that training changed afterwards."""
+    trainer = small_trainer(folder, images, f"parallel.strategy={strategy}")
+    state = whole_state(trainer.pair.teacher)
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    batches = trainer.loader.batches()
+    for _ in range(3):
+        trainer.step([next(batches)])
+    return [name for name in before if not torch.equal(state[name], before[name])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["replicate", "shard"])
+def test_what_is_written_in_the_background_is_a_copy(strategy: str, images: Path, tmp_path: Path) -> None:
+    found = on_ranks(2, tmp_path, state_before_and_after, str(images), str(tmp_path / "run"), strategy)
+    assert found == [[], []]

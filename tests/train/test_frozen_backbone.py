@@ -1,0 +1,80 @@
+"""optimizer.freeze_backbone_steps: heads learn alone at first, the backbone keeps every bit, then learns as well."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from franca.train.config import TrainConfig
+from franca.train.trainer import Trainer
+
+FROZEN, STEPS = 3, 6
+OPTIONS = (f"optimizer.freeze_backbone_steps={FROZEN}", "optimizer.lr=0.05", "model.drop_path_rate=0.3")
+
+
+def copy_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_the_backbone_keeps_every_bit_and_then_learns(
+    accumulate: int, recompute: str, tiny: Callable[..., TrainConfig]
+) -> None:
+    options = (f"accumulate={accumulate}", f"parallel.activation_checkpointing={recompute}")
+    trainer = Trainer(tiny(*OPTIONS, *options))
+    pair, batches = trainer.pair, trainer.loader.batches()
+    start = copy_of(pair)
+    for step in range(1, STEPS + 1):
+        trainer.step([next(batches) for _ in range(accumulate)])
+        moved = changed(start, copy_of(pair))
+        for network in ("student", "teacher"):
+            backbone = {name for name in moved if name.startswith(f"{network}.backbone.")}
+            assert bool(backbone) == (step > FROZEN), f"step {step}, {network}"
+            assert any(name.startswith(f"{network}.ibot_head.") for name in moved) == (step > 1)  # lr is 0 at step 0
+    own = [p for name, p in pair.student.backbone.named_parameters() if "mask_token" not in name]
+    assert {float(trainer.optimizer.state[p]["step"]) for p in own} == {STEPS - FROZEN}, (
+        "moments begin with the backbone"
+    )
+
+
+def test_gradients_that_are_not_there_have_norm_0(tiny: Callable[..., TrainConfig]) -> None:
+    trainer = Trainer(tiny(*OPTIONS))
+    batches = trainer.loader.batches()
+    for step in (1, 2, 3, 4):
+        trainer.step([next(batches)])
+        norm = trainer.meter.read(4)["gradient_norm/backbone"]
+        assert (norm > 0) == (step > FROZEN)
+
+
+@pytest.mark.parametrize("stopped_at", [2, 4])
+def test_a_run_stopped_before_or_after_the_thaw_continues_bit_for_bit(
+    stopped_at: int,
+    train: Callable[..., Trainer],
+    tiny: Callable[..., TrainConfig],
+    tmp_path: Path,
+    tensors_of: Callable[[Trainer], dict[str, Tensor]],
+    differing: Callable[[dict[str, Tensor], dict[str, Tensor]], list[str]],
+) -> None:
+    whole = train(*OPTIONS, f"output={tmp_path}/whole", "checkpoint.every=1")
+    first = Trainer(tiny(*OPTIONS, "checkpoint.every=1"))
+
+    class Killed(BaseException):
+        pass
+
+    def step_or_die(batches: list[object], step: Callable[..., object] = first.step) -> object:
+        if first.state.step == stopped_at:
+            raise Killed
+        return step(batches)
+
+    first.step = step_or_die  # type: ignore[method-assign,assignment]
+    with pytest.raises(Killed):
+        first.run()
+    continued = train(*OPTIONS, "checkpoint.every=1")
+    assert differing(tensors_of(whole), tensors_of(continued)) == []
