@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from franca.data.multi_crop import IMAGENET_MEAN, IMAGENET_STD
+from franca.eval.baselines import THUMBNAIL_SIDE, thumbnail
 from franca.eval.images import EvalImages
-
-THUMBNAIL_SIDE = 8  # pixels
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,7 @@ def extract_features(
 
 def thumbnails(images: EvalImages, side: int = THUMBNAIL_SIDE) -> Tensor:
     """The images themselves as features, (N, C * side * side): what pixels give without any learning."""
-    small = [nn.functional.adaptive_avg_pool2d(batch.pixels.float(), side).flatten(1) for batch in images.batches()]
-    return torch.cat(small) / 255
+    return torch.cat([thumbnail(batch.pixels, side) for batch in images.batches()]) / 255
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
