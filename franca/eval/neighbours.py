@@ -197,7 +197,7 @@ class _FaissOnDevice:
 
 def _compared_again(asked: Rows, part: slice, held: Rows, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best of the candidates (Q, c) by fp64 products rounded to fp32, where the memory lies."""
-    place = _place_of_doubles(held.parts[0].device)
+    place = place_of_doubles(held.parts[0].device)
     step = max(1, ELEMENTS // (candidates.shape[1] * held.width))
     found = []
     for start in range(0, len(candidates), step):
@@ -211,7 +211,7 @@ def _compared_again(asked: Rows, part: slice, held: Rows, candidates: Tensor, k:
 
 def _among_all(asked: Rows, which: Tensor, held: Rows, k: int, chunk: int) -> tuple[Tensor, Tensor]:
     """Neighbours of the queries ``which`` (n,), every product in fp64."""
-    place, home = _place_of_doubles(held.parts[0].device), asked.parts[0].device
+    place, home = place_of_doubles(held.parts[0].device), asked.parts[0].device
     found = []
     for some in which.split(TILE):
         queries = asked.read(some, torch.float64, place)
@@ -240,7 +240,7 @@ def _first(values: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return kept.gather(1, order), numbers.gather(1, order)
 
 
-def _place_of_doubles(device: torch.device) -> torch.device:
+def place_of_doubles(device: torch.device) -> torch.device:
     """The device itself if it computes in fp64, else the CPU."""
     try:
         torch.empty(0, dtype=torch.float64, device=device)

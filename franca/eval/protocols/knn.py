@@ -1,12 +1,81 @@
-"""Nearest neighbours: an image gets the class of the training images it resembles (Wu et al., 2018, as in DINO)."""
+"""Nearest neighbours: an image gets the class of the training images it resembles (Wu et al., 2018, as in DINO).
 
-from collections.abc import Sequence
+Features are L2-normalised. Each of the k nearest training images votes for its class, with weight exp(cosine /
+temperature) (soft) or 1 (majority; among classes with equally many votes the one with the lower number wins).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+
+from franca.distributed import is_main
+from franca.eval.context import Context
+from franca.eval.errors import EvalError
+from franca.eval.neighbours import CHUNK, Rows, nearest
+from franca.eval.protocol import Protocol, Task
+from franca.eval.protocols.answers import Answers, answers_of, labels_of
+from franca.eval.result import Score
+from franca.eval.store import ImageFeatures
+from franca.eval.views import ResizeCrop
 
 DIVISORS = (1, 2, 4, 8, 16, 32, 64)
+VOTINGS = ("soft", "majority")
+FEATURES = ("cls", "cls+mean_patch", "mean_patch")
+VOTERS = 1024  # test images whose votes are counted at once
+
+
+@dataclass(frozen=True)
+class KnnConfig:
+    """How neighbours vote, and on what.
+
+    Attributes:
+        ks: numbers of neighbours.
+        temperature: of soft voting.
+        voting: soft, majority or both.
+        features: cls (class token), mean_patch, or both side by side.
+        resize, size: shorter side of the images, and the central square that the model sees, in pixels.
+    """
+
+    ks: list[int] = field(default_factory=lambda: [10, 20, 100, 200])
+    temperature: float = 0.07
+    voting: list[str] = field(default_factory=lambda: list(VOTINGS))
+    features: list[str] = field(default_factory=lambda: list(FEATURES[:2]))
+    resize: int = 256
+    size: int = 224
+
+    def __post_init__(self) -> None:
+        if not self.ks or min(self.ks) < 1 or self.temperature <= 0:
+            raise ValueError(f"ks={self.ks}, temperature={self.temperature}: all must be above 0")
+        for name, chosen, known in (("voting", self.voting, VOTINGS), ("features", self.features, FEATURES)):
+            if not chosen or not set(chosen) <= set(known):
+                raise ValueError(f"{name}={chosen}: choose from {', '.join(known)}")
+
+
+def run(context: Context, task: Task, config: KnnConfig) -> Iterator[Score]:
+    """Scores of every slice, feature, voting and k."""
+    assert task.train is not None
+    view = ResizeCrop(config.resize, config.size)
+    train, test = context.store.images(task.train, view), context.store.images(task.test, view)
+    if not is_main():
+        return
+    labels, answers = labels_of(task.train, train), answers_of(task.test, test, task.train)
+    _check_ks(config.ks, len(labels))
+    widths = context.widths(train.cls.shape[-1])
+    for slice_name, features in context.track(list(product(widths, config.features)), "k-NN"):
+        memory, queries = (_rows(side, features, widths[slice_name]) for side in (train, test))
+        found = nearest(queries, memory, max(config.ks), context.device, cosine=True)
+        for voting, k in product(config.voting, config.ks):
+            predicted = vote(*found, labels, k, len(task.train.source.classes), voting, config.temperature, answers)
+            yield Score(
+                metric=answers.metric,
+                value=answers.score(predicted),
+                resolution=str(config.size),
+                settings={"k": k, "voting": voting, "features": features},
+                slice=slice_name,
+            )
 
 
 @torch.no_grad()
@@ -17,31 +86,51 @@ def knn_accuracy(
     test_labels: Tensor,
     ks: Sequence[int] = (20,),
     temperature: float = 0.07,
-    chunk: int = 1024,
+    chunk: int = CHUNK,
+    voting: str = "soft",
 ) -> dict[int, float]:
     """Share of test images whose class the k most similar training images name, in percent, by k.
-
-    Features are L2-normalised; each of the k neighbours votes for its class with weight exp(cosine / temperature).
 
     Args:
         train_features: (N, D). train_labels: (N,) int64, not negative.
         test_features: (M, D). test_labels: (M,) int64.
-        chunk: test rows compared at once; changes memory, no result.
+        chunk: training rows compared at once; changes memory, no result.
+        voting: soft or majority.
 
     Raises:
         ValueError: k outside 1..N, no rows, or tensors that don't belong together.
     """
-    _check(train_features, train_labels, test_features, test_labels, ks)
-    memory = normalize(train_features.float(), dim=1).T
+    _check(train_features, train_labels, test_features, test_labels)
+    _check_ks(ks, len(train_labels))
+    found = nearest(test_features, train_features, max(ks), cosine=True, chunk=chunk)
     classes = int(torch.cat([train_labels, test_labels]).max()) + 1
-    correct = dict.fromkeys(ks, 0)
-    for rows, wanted in zip(test_features.split(chunk), test_labels.split(chunk), strict=True):
-        cosine, neighbour = (normalize(rows.float(), dim=1) @ memory).topk(max(ks), dim=1)
-        weights, named = (cosine / temperature).exp(), train_labels[neighbour]
-        for k in ks:
-            votes = weights.new_zeros(len(rows), classes).scatter_add_(1, named[:, :k], weights[:, :k])
-            correct[k] += int((votes.argmax(dim=1) == wanted).sum())
-    return {k: 100 * count / len(test_labels) for k, count in correct.items()}
+    answers = Answers(test_labels)
+    return {k: answers.score(vote(*found, train_labels, k, classes, voting, temperature, answers)) for k in ks}
+
+
+def vote(
+    cosines: Tensor,
+    neighbours: Tensor,
+    train_labels: Tensor,
+    k: int,
+    classes: int,
+    voting: str,
+    temperature: float,
+    answers: Answers,
+) -> Tensor:
+    """Classes (M,) that the first k neighbours name.
+
+    Args:
+        cosines: (M, K), falling. neighbours: (M, K), rows of the training set; K >= k.
+        train_labels: (N,).
+        answers: of the test set; only its candidates are named.
+    """
+    predicted = []
+    for cosine, neighbour in zip(cosines[:, :k].split(VOTERS), neighbours[:, :k].split(VOTERS), strict=True):
+        weights = (cosine.double() / temperature).exp() if voting == "soft" else torch.ones_like(cosine).double()
+        votes = weights.new_zeros(len(cosine), classes).scatter_add_(1, train_labels[neighbour], weights)
+        predicted.append(answers.restrict(votes).argmax(dim=1))
+    return torch.cat(predicted)
 
 
 def knn_by_width(
@@ -59,13 +148,29 @@ def slice_widths(dim: int) -> list[int]:
     return [dim // divisor for divisor in DIVISORS if dim >= divisor]
 
 
-def _check(
-    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor, ks: Sequence[int]
-) -> None:
+def _rows(side: ImageFeatures, features: str, width: int) -> Rows:
+    """The asked features of the last block, the first ``width`` of each."""
+    parts = {"cls": side.cls, "mean_patch": side.mean_patch}
+    return Rows(tuple(parts[name][:, -1, :width] for name in features.split("+")))
+
+
+def _check(train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor) -> None:
     train, test = train_features.shape, test_features.shape
     if len(train) != 2 or len(test) != 2 or train[1] != test[1]:
         raise ValueError(f"features of shape {tuple(train)} and {tuple(test)}: expected (N, D) and (M, D)")
     if len(train_labels) != train[0] or len(test_labels) != test[0] or not test[0]:
         raise ValueError(f"{train[0]} and {test[0]} rows with {len(train_labels)} and {len(test_labels)} labels")
-    if not ks or min(ks) < 1 or max(ks) > train[0]:
-        raise ValueError(f"k={list(ks)} with {train[0]} training images: choose numbers from 1 to {train[0]}")
+
+
+def _check_ks(ks: Sequence[int], count: int) -> None:
+    if not ks or min(ks) < 1 or max(ks) > count:
+        raise EvalError(f"ks={list(ks)} with {count} training images: choose numbers from 1 to {count}")
+
+
+PROTOCOL = Protocol(
+    name="knn",
+    summary="k nearest neighbours among the training images vote for the class",
+    kind="classification",
+    config=KnnConfig,
+    run=run,
+)
