@@ -1,0 +1,207 @@
+"""Pictures of several images by one or more backbones: what goes into their rows.
+
+Legend: I images of (H, W) pixels, (h, w) patches, D features.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from textwrap import wrap
+
+import torch
+from torch import Tensor
+
+from franca.eval.context import Engine
+from franca.eval.datasets import VOID
+from franca.eval.errors import EvalError
+from franca.eval.figures.attention import attention_rows, heat
+from franca.eval.figures.gallery import Image
+from franca.eval.figures.pca import foreground, shared_pca
+from franca.eval.figures.regions import by_size, enlarged, label_colour, label_colours, mixed
+from franca.eval.metrics.segmentation import confusion_matrix
+from franca.eval.picture_input import Picture, attention_maps, patch_grids
+from franca.eval.protocols.clusters import kmeans
+
+Legend = Mapping[str, tuple[float, float, float]]  # what a colour means
+DIVISORS = (1, 2, 4, 8, 16)  # of the width, where no slices were asked for (paper Fig. 3)
+NAMED_CLUSTERS = 100  # that are given a class, as in over-clustering
+LABEL = 16  # characters of a row's name in a line
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Named rows of images, and what is said about them."""
+
+    rows: Mapping[str, Sequence[Image]]
+    title: str
+    legend: Legend = field(default_factory=dict)
+
+    def parts(self, most: int) -> Iterator[Mapping[str, Sequence[Image]]]:
+        """The rows, at most so many images at a time."""
+        count = max(len(images) for images in self.rows.values())
+        for start in range(0, count, most):
+            yield {name: images[start : start + most] for name, images in self.rows.items()}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How maps are shown."""
+
+    over: bool  # over the image, not below it
+    opacity: float  # of a map over an image
+    threshold: float | None  # of the foreground
+    heads: int  # 0: all
+    clusters: int
+    seed: int
+
+
+@dataclass
+class Seen:
+    """What one backbone makes of the images, computed when it is asked for."""
+
+    name: str
+    engine: Engine
+    pictures: Sequence[Picture]
+    batch_size: int
+
+    @cached_property
+    def grids(self) -> list[Tensor]:
+        """Patch features, (h, w, D) per image."""
+        return patch_grids(self.engine, self.pictures, self.batch_size)
+
+    @cached_property
+    def attention(self) -> list[Tensor]:
+        """(heads, h, w) per image. Raises EvalError for a network that can't tell."""
+        return attention_maps(self.engine, self.pictures, self.batch_size)
+
+    def clusters(self, count: int, seed: int) -> list[Tensor]:
+        """k-means of all patches of all images: (h, w) per image, numbered by size."""
+        rows = torch.cat([grid.flatten(0, 1) for grid in self.grids])
+        found = kmeans(rows, min(count, len(rows)), seed=seed, device=self.engine.device).assignment
+        parts = found.split([grid.shape[0] * grid.shape[1] for grid in self.grids])
+        return by_size([part.view(grid.shape[:2]) for part, grid in zip(parts, self.grids, strict=True)])
+
+
+@dataclass
+class Sheet:
+    """The images, the backbones that saw them, and how to show that."""
+
+    models: Sequence[Seen]
+    look: Look
+    classes: Sequence[str] = ()
+    slices: Sequence[int] = DIVISORS
+
+    @cached_property
+    def images(self) -> list[Image]:
+        """RGB in [0, 1] at the size that the first backbone sees: one channel is grey, of more than three the first."""
+        pixels = [picture.pixels for picture in self.models[0].pictures]
+        colours = [one.expand(3, -1, -1) if len(one) == 1 else one[:3] for one in pixels]
+        return [(one.permute(1, 2, 0).float() / 255).numpy() for one in colours]
+
+    def name(self, model: Seen, what: str) -> str:
+        """Of a row: that of the backbone stands above where there are several."""
+        lines = wrap(model.name, LABEL) if len(self.models) > 1 else []
+        return "\n".join([*lines, what])
+
+    def shown(self, maps: Sequence[Tensor]) -> list[Image]:
+        """Colours (h, w, 3) per image, NaN where nothing is to be seen, as the sheet shows maps."""
+        opacity, left_out = (self.look.opacity, None) if self.look.over else (1.0, 0.93)
+        return [
+            mixed(image, enlarged(colours, *image.shape[:2]), opacity, left_out)
+            for image, colours in zip(self.images, maps, strict=True)
+        ]
+
+    def drawing(self, rows: Mapping[str, Sequence[Tensor]], title: str, legend: Legend | None = None) -> Drawing:
+        """The images, and rows of colours (h, w, 3) per image."""
+        shown = {name: self.shown(maps) for name, maps in rows.items()}
+        return Drawing({"image": self.images} | shown, title, legend or {})
+
+
+def pca(sheet: Sheet) -> Drawing:
+    """Figure 8 of the paper."""
+    rows = {sheet.name(model, "PCA"): shared_pca(model.grids) for model in sheet.models}
+    return sheet.drawing(rows, "PCA of patch features")
+
+
+def pca_of_foreground(sheet: Sheet) -> Drawing:
+    """The same for the upper side of the first component alone."""
+    rows = {}
+    for model in sheet.models:
+        chosen = foreground(model.grids, sheet.look.threshold)
+        rows[sheet.name(model, "foreground")] = shared_pca(model.grids, chosen)
+    return sheet.drawing(rows, "PCA of the patches on the upper side of the first component")
+
+
+def pca_of_slices(sheet: Sheet) -> Drawing:
+    """Figure 3 of the paper."""
+    rows = {}
+    for model in sheet.models:
+        dim = model.grids[0].shape[-1]
+        for divisor in sheet.slices:
+            if dim // divisor:
+                name = "d" if divisor == 1 else f"d/{divisor}"
+                part = [grid[..., : dim // divisor] for grid in model.grids]
+                rows[sheet.name(model, f"{name} = {dim // divisor}")] = shared_pca(part)
+    return sheet.drawing(rows, "PCA of the first features alone")
+
+
+def attention(sheet: Sheet) -> Drawing:
+    """Figure 10 of the paper. Raises EvalError for a network that can't tell."""
+    rows = {}
+    for model in sheet.models:
+        heads = sheet.look.heads or len(model.attention[0])
+        for name, maps in attention_rows(model.attention, heads).items():
+            rows[sheet.name(model, name)] = [torch.from_numpy(heat(one)) for one in maps]
+    return sheet.drawing(rows, "Attention of the class token, last block")
+
+
+def clusters(sheet: Sheet) -> Drawing:
+    """Clusters of patches, the same colour in all images."""
+    count = sheet.look.clusters
+    rows = {
+        sheet.name(model, f"{count} clusters"): [label_colours(one) for one in model.clusters(count, sheet.look.seed)]
+        for model in sheet.models
+    }
+    return sheet.drawing(rows, f"k-means of patch features, {count} clusters across images")
+
+
+def masks(sheet: Sheet) -> Drawing:
+    """Masks of the data set, and clusters in the colour of the class of most of their pixels.
+
+    Raises EvalError for images without masks.
+    """
+    pictures = sheet.models[0].pictures
+    wanted = [picture.mask for picture in pictures if picture.mask is not None]
+    if len(wanted) < len(pictures):
+        raise EvalError("the images have no masks: name a data set for segmentation")
+    rows = {"mask": wanted}
+    rows |= {sheet.name(model, "clusters\nby class"): named_clusters(model, sheet) for model in sheet.models}
+    present = sorted({number for maps in rows.values() for one in maps for number in one.unique().tolist()} - {VOID})
+    return sheet.drawing(
+        {name: [label_colours(one, VOID) for one in maps] for name, maps in rows.items()},
+        f"Masks, and {NAMED_CLUSTERS} clusters with the class of most of their pixels",
+        {sheet.classes[number]: label_colour(number) for number in present},
+    )
+
+
+def named_clusters(model: Seen, sheet: Sheet) -> list[Tensor]:
+    """Class of every patch, (h, w) per image: that of most pixels of its cluster, VOID where all of them are void."""
+    found = model.clusters(NAMED_CLUSTERS, sheet.look.seed)
+    size = len(sheet.classes), NAMED_CLUSTERS
+    counts = torch.zeros(size, dtype=torch.int64)
+    for picture, labels in zip(model.pictures, found, strict=True):
+        assert picture.mask is not None
+        predicted = torch.from_numpy(enlarged(labels, *picture.mask.shape))
+        counts += confusion_matrix(predicted, picture.mask, size[0], predicted_classes=size[1])
+    of_cluster = torch.where(counts.sum(dim=0) > 0, counts.argmax(dim=0), VOID)
+    return [of_cluster[labels] for labels in found]
+
+
+DRAWINGS: dict[str, Callable[[Sheet], Drawing]] = {
+    "pca": pca,
+    "foreground": pca_of_foreground,
+    "slices": pca_of_slices,
+    "attention": attention,
+    "clusters": clusters,
+    "masks": masks,
+}
