@@ -162,7 +162,7 @@ def choose_strength(
         progress.keep("state", {"scores": list(scores), "last": vars(last), "best": vars(best)})
     assert best is not None
     chosen = scores.index(max(scores))
-    if len(grid) > 1 and chosen in (0, len(grid) - 1):
+    if len(grid) > 1 and chosen in (0, len(grid) - 1) and scores.count(scores[chosen]) == 1:
         logger.warning("the best C = %.3g lies at the end of those tried: widen weakest and strongest", grid[chosen])
     return grid[chosen], best
 
