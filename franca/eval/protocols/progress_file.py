@@ -40,10 +40,15 @@ class ProgressFile:
         """The value that was kept last, None without any."""
         return self._values.get(name)
 
+    @property
+    def due(self) -> bool:
+        """Whether the last write was long ago: what `keep` is given now reaches the disk at once."""
+        return time.monotonic() - self._written >= self.seconds
+
     def keep(self, name: str, value: Any) -> None:
-        """Remember a value; it reaches the disk when the last write was long ago, or when `with` ends by an error."""
+        """Remember a value, which must not change afterwards; else it reaches the disk when `with` ends by an error."""
         self._values[name] = value
-        if time.monotonic() - self._written >= self.seconds:
+        if self.due:
             self._write()
 
     def _write(self) -> None:

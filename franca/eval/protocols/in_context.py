@@ -1,0 +1,190 @@
+"""In-context segmentation (Hummingbird): classes of pixels from similar patches of annotated images, without training.
+
+Every patch of the training images is remembered with the classes of its pixels. A patch of a test image gets the
+classes of the 30 remembered ones it resembles most; the grid is resized to the mask (Balazevic et al., 2023; paper
+Appendix C and Table 2a). Reported are miou, and miou_hungarian, in which the predicted classes are first renamed for
+the best match, as open-hummingbird-eval (and so the paper) does it; two classes that are always confused don't show
+there. With the whole memory and no augmentation nothing is random: there is one value and no spread. Where seeds
+matter (memory=…, augment=true) there is a value for each.
+
+Legend: N images, h x w patches each, D features, C classes.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from franca.data.random_streams import generator
+from franca.distributed import is_main
+from franca.eval.context import Context
+from franca.eval.datasets import VOID, OpenedSplit
+from franca.eval.errors import EvalError
+from franca.eval.metrics.segmentation import confusion_matrix, hungarian, mean_iou, renamed
+from franca.eval.protocol import Protocol, Task
+from franca.eval.protocols.in_context_augmentation import augmented
+from franca.eval.protocols.in_context_memory import Memory, choose_rows, count_classes, remembered
+from franca.eval.protocols.in_context_prediction import predict_patches, predict_pixels
+from franca.eval.protocols.progress_file import ProgressFile
+from franca.eval.result import Score
+from franca.eval.store import PatchFeatures
+from franca.eval.views import Squash
+
+logger = logging.getLogger(__name__)
+
+QUERIES_AT_ONCE = 1 << 16  # patches: the memory is read once for each
+
+
+@dataclass
+class InContextConfig:
+    """Settings of the paper.
+
+    size: side of the square that images are resized to, in pixels; the model's patch must divide it.
+    neighbours, temperature: who votes, and how sharply the nearest ones prevail.
+    memory: most patches remembered, those of rare classes first; 0: all. augment: random crops and colours in memory.
+    void: pixels of training masks that count nowhere are left out (ignore), or are class 0 (background).
+    absent: a class that is in no mask and no prediction is left out of the mean (skip), or is 0 in it (zero).
+    hungarian: report miou_hungarian as well; it needs scipy.
+    full_resolution: score on the masks as they are, not resized to size.
+    seeds: of the memory, where it is random.
+    """
+
+    size: int = 518
+    neighbours: int = 30
+    temperature: float = 0.02
+    memory: int = 0
+    augment: bool = False
+    void: str = "ignore"
+    absent: str = "skip"
+    hungarian: bool = True
+    full_resolution: bool = False
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+
+    def __post_init__(self) -> None:
+        for name in ("size", "neighbours"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be 1 or more")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature}: must be above 0")
+        if self.memory < 0:
+            raise ValueError(f"memory={self.memory}: give a number of patches, or 0 for all")
+        for name, choices in (("void", ("ignore", "background")), ("absent", ("skip", "zero"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(choices)}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds}: name one or more different seeds")
+
+
+@dataclass(frozen=True)
+class Side:
+    """A split with its features."""
+
+    split: OpenedSplit
+    features: PatchFeatures
+
+    def mask(self, place: int) -> Tensor:
+        """(H, W) uint8 of the image whose features stand at ``place``."""
+        mask: Tensor = self.split.source.mask(int(self.features.index[place]))  # type: ignore[attr-defined]
+        return mask
+
+
+def run(context: Context, task: Task, config: InContextConfig) -> Iterator[Score]:
+    """miou and miou_hungarian of every slice."""
+    assert task.train is not None
+    if config.hungarian:
+        hungarian(torch.eye(2))  # says what is missing before hours of work
+    view = Squash(config.size)
+    seeds = config.seeds if config.augment or config.memory else config.seeds[:1]
+    found: dict[str, list[Tensor]] = {}  # slice -> confusion matrix of every seed
+    with ProgressFile(context.output / "in_context.progress") as progress:
+        test = Side(task.test, context.store.patches(task.test, view))
+        for seed in seeds:
+            split = augmented(task.train, config.size, seed) if config.augment else task.train
+            train = Side(split, context.store.patches(split, view))
+            if is_main():
+                for name, confusion in _by_slice(context, config, train, test, seed, progress):
+                    found.setdefault(name, []).append(confusion)
+    for name, confusions in found.items():
+        yield from _scores(config, name, confusions, seeds)
+
+
+def _by_slice(
+    context: Context, config: InContextConfig, train: Side, test: Side, seed: int, progress: ProgressFile
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and confusion matrix of each slice, for one memory."""
+    counts = _class_counts(context, config, train)
+    generators = (generator("in-context memory", seed, int(number)) for number in train.features.index)
+    chosen = choose_rows(counts, config.memory, generators)
+    features = train.features.patches.flatten(0, 2)
+    pixels = config.size**2 // (counts.shape[1] * counts.shape[2])
+    with remembered(features, counts.flatten(0, 2), chosen, pixels, context.output) as memory:
+        if len(memory.features) < config.neighbours:
+            raise EvalError(
+                f"neighbours={config.neighbours}: only {len(memory.features)} patches are remembered; ask for fewer"
+            )
+        logger.info("in-context: a memory of %d patches", len(memory.features))
+        for name, width in context.widths(features.shape[1]).items():
+            part = replace(memory, features=memory.features[:, :width])
+            yield name, _confusion(context, config, part, test, progress, f"slice {name}, seed {seed}")
+
+
+def _class_counts(context: Context, config: InContextConfig, train: Side) -> Tensor:
+    """Pixels of each class in each patch of the training images, (N, h, w, C)."""
+    view, grid = Squash(config.size), train.features.patches.shape[1:3]
+    classes = len(train.split.source.classes)
+    counts = []
+    for place in context.track(range(len(train.features.index)), "training masks"):
+        mask = view.mask(train.mask(place))
+        if config.void == "background":
+            mask = mask.masked_fill(mask == VOID, 0)
+        counts.append(count_classes(mask[None], (grid[0], grid[1]), classes))
+    return torch.cat(counts)
+
+
+def _confusion(
+    context: Context, config: InContextConfig, memory: Memory, test: Side, progress: ProgressFile, what: str
+) -> Tensor:
+    """Of all test images, (C, C); goes on from where an earlier process stopped."""
+    patches, classes = test.features.patches, memory.counts.shape[1]
+    at_once = max(1, QUERIES_AT_ONCE // (patches.shape[1] * patches.shape[2]))
+    done, confusion = progress.get(what) or (0, torch.zeros(classes, classes, dtype=torch.int64))
+    for start in context.track(range(done, len(patches), at_once), f"test images, {what}"):
+        part = patches[start : start + at_once, ..., : memory.features.shape[1]]
+        predicted = predict_patches(part.flatten(0, 2), memory, config.neighbours, config.temperature, context.device)
+        for place, grid in enumerate(predicted.view(*part.shape[:3], classes), start):
+            mask = test.mask(place) if config.full_resolution else Squash(config.size).mask(test.mask(place))
+            confusion = confusion + confusion_matrix(predict_pixels(grid, *mask.shape), mask, classes)
+        progress.keep(what, (start + len(part), confusion))
+    return confusion
+
+
+def _scores(config: InContextConfig, name: str, confusions: list[Tensor], seeds: list[int]) -> Iterator[Score]:
+    absent: Literal["skip", "zero"] = "zero" if config.absent == "zero" else "skip"
+    found = {"miou": [100 * mean_iou(confusion, absent) for confusion in confusions]}
+    if config.hungarian:
+        matched = [renamed(confusion, hungarian(confusion)) for confusion in confusions]
+        found["miou_hungarian"] = [100 * mean_iou(confusion, absent) for confusion in matched]
+    for metric, values in found.items():
+        yield Score(
+            metric,
+            sum(values) / len(values),
+            resolution=f"{config.size}" + (", full masks" if config.full_resolution else ""),
+            settings={"k": config.neighbours, "memory": config.memory or "all"},
+            slice=name,
+            values=tuple(values),
+            seeds=tuple(seeds) if config.augment or config.memory else (),
+        )
+
+
+PROTOCOL = Protocol(
+    name="in_context",
+    summary="in-context segmentation by nearest patches (Hummingbird), mIoU",
+    kind="segmentation",
+    config=InContextConfig,
+    run=run,
+    # The defaults of open-hummingbird-eval, and the memory of Balazevic et al. (2023).
+    presets={"hummingbird": {"memory": 10_240_000, "augment": True, "void": "background", "absent": "zero"}},
+)

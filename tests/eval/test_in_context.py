@@ -1,0 +1,128 @@
+"""In-context segmentation as a whole: known answers, what changes no score, interruptions."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from franca.config import read_config
+from franca.eval.errors import EvalError
+from franca.eval.metrics.segmentation import confusion_matrix
+from franca.eval.protocols import in_context
+from franca.eval.protocols.in_context import PROTOCOL, InContextConfig, run
+from tests.eval.segmentation_case import make_context, nothing, random_features, stripes_task
+
+SMALL = InContextConfig(size=56, neighbours=5)
+
+
+def scores(context, task, config) -> dict[str, float]:
+    return {f"{score.metric} {score.slice}": score.value for score in run(context, task, config)}
+
+
+def test_features_that_tell_the_class_give_everything(tmp_path) -> None:
+    assert scores(make_context(tmp_path), stripes_task(), SMALL) == {"miou d": 100.0, "miou_hungarian d": 100.0}
+
+
+def test_masks_of_full_resolution_are_those_of_the_files(tmp_path) -> None:
+    found = list(run(make_context(tmp_path), stripes_task(), replace(SMALL, full_resolution=True)))
+    assert [score.value for score in found] == [100.0, 100.0]
+    assert found[0].resolution == "56, full masks"
+
+
+def test_features_that_tell_nothing_give_the_commonest_class(tmp_path) -> None:
+    """All rows are equal neighbours, so every pixel gets class 0: its IoU is its share, that of the others 0."""
+    task = stripes_task()
+    rows = 8 * 16
+    found = scores(make_context(tmp_path, nothing), task, replace(SMALL, neighbours=rows))
+    masks = torch.stack([in_context.Squash(56).mask(task.test.source.mask(index)) for index in range(5)])
+    confusion = confusion_matrix(torch.zeros_like(masks), masks, 4)
+    assert found["miou d"] == pytest.approx(100 * float(confusion[0, 0] / confusion.sum()) / 4)
+
+
+def test_neither_batch_size_nor_workers_change_a_score(tmp_path, monkeypatch) -> None:
+    task = stripes_task()
+    first = scores(make_context(tmp_path / "a", random_features), task, SMALL)
+    monkeypatch.setattr(in_context, "QUERIES_AT_ONCE", 1)
+    second = scores(make_context(tmp_path / "b", random_features, batch_size=1, workers=2), task, SMALL)
+    assert second == pytest.approx(first, abs=1e-9)
+
+
+def test_the_whole_memory_leaves_nothing_to_chance(tmp_path) -> None:
+    found = next(run(make_context(tmp_path), stripes_task(), SMALL))
+    assert (len(found.values), found.seeds, found.spread) == (1, (), None)
+
+
+@pytest.mark.parametrize("change", [{"memory": 40}, {"augment": True}])
+def test_a_random_memory_has_a_value_for_each_seed(tmp_path, change) -> None:
+    config = replace(SMALL, seeds=[0, 1, 2], full_resolution=True, **change)
+    context = make_context(tmp_path, random_features)
+    found = next(run(context, stripes_task(), config))
+    assert found.seeds == (0, 1, 2)
+    assert found.value == pytest.approx(sum(found.values) / 3)
+    assert found.value > 50
+    alone = next(run(context, stripes_task(), replace(config, seeds=[1])))
+    assert alone.values[0] == found.values[1], "a seed means the same whatever others there are"
+
+
+def test_slices_are_the_first_features(tmp_path) -> None:
+    def first_four(images):
+        return random_features(images)[:, :4]
+
+    task = stripes_task()
+    found = scores(make_context(tmp_path / "a", random_features, slices=(1, 2)), task, SMALL)
+    assert found["miou d/2"] == scores(make_context(tmp_path / "b", first_four), task, SMALL)["miou d"]
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch) -> None:
+    task, config = stripes_task(), replace(SMALL, memory=60, seeds=[0, 1])
+    expected = scores(make_context(tmp_path / "a", random_features), task, config)
+    context = make_context(tmp_path / "b", random_features)
+    monkeypatch.setattr(in_context, "QUERIES_AT_ONCE", 1)
+    calls = []
+
+    def counted(*arguments):
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return predict_patches(*arguments)
+
+    predict_patches = in_context.predict_patches
+    monkeypatch.setattr(in_context, "predict_patches", counted)
+    with pytest.raises(KeyboardInterrupt):
+        scores(context, task, config)
+    assert scores(context, task, config) == pytest.approx(expected, abs=1e-9)
+    assert len(calls) == 7 + 10 - 6, "what was done is not done again"
+
+
+def test_broken_images_are_left_out(tmp_path) -> None:
+    assert scores(make_context(tmp_path), stripes_task(broken=(1, 4)), SMALL)["miou d"] == 100.0
+
+
+def test_more_neighbours_than_patches_are_refused(tmp_path) -> None:
+    with pytest.raises(EvalError, match="only 128 patches"):
+        scores(make_context(tmp_path), stripes_task(), replace(SMALL, neighbours=129))
+
+
+def test_presets_are_settings(tmp_path) -> None:
+    for changes in PROTOCOL.presets.values():
+        assert read_config(InContextConfig, preset=changes) != InContextConfig()
+    small = read_config(
+        InContextConfig, None, ["size=56", "neighbours=5", "memory=100"], PROTOCOL.presets["hummingbird"]
+    )
+    found = list(run(make_context(tmp_path), stripes_task(), small))
+    assert all(score.value > 50 and len(score.values) == 5 for score in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": 0}, "size=0"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"memory": -1}, "memory=-1"),
+        ({"void": "drop"}, "void='drop'"),
+        ({"seeds": [1, 1]}, "seeds"),
+    ],
+)
+def test_settings_out_of_range_are_named(change, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        InContextConfig(**change)
