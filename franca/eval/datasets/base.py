@@ -39,7 +39,8 @@ class Layout:
 
     Attributes:
         build: (folder, split) -> its images. Raises WrongLayout.
-        splits: all that can be asked for. train, test: those that a protocol learns from and is scored on.
+        splits: all that can be asked for.
+        train, test: those that a protocol learns from and is scored on; train is "" for sets that only test.
         expected: the tree that the folder must show, for people.
         choose: where the splits are what the folder holds: (folder, role) -> the one to use.
         mean_per_class: its score is the mean of the accuracies of the classes.
@@ -94,3 +95,8 @@ def need(path: Path) -> Path:
     if not path.exists():
         raise WrongLayout(f"there is no {path}")
     return path
+
+
+def inside(path: Path, *folders: str) -> Path:
+    """The first of these folders that lies in ``path``; else the path itself, which may be it."""
+    return next((path / folder for folder in folders if (path / folder).is_dir()), path)

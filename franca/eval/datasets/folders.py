@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from franca.data.decode import EXTENSIONS
 from franca.data.errors import DataError
 from franca.data.sources import Source
 from franca.data.sources.folder import ImageFolder
-from franca.data.sources.listing import list_images
-from franca.eval.datasets.base import VOID, Layout, Role, WrongLayout, need, some
+from franca.eval.datasets.base import VOID, Layout, Role, WrongLayout, need
 from franca.eval.datasets.listed import MaskedImages
 from franca.eval.datasets.masks import Numbering
+from franca.eval.datasets.pairs import pair
 
 WHOLE = "all"  # the split of a folder that isn't divided
 SPLITS = ("train", "val", "test", WHOLE)
@@ -41,17 +40,8 @@ def choose(path: Path, role: Role) -> str:
 def masked_folder(path: Path, split: str) -> MaskedImages:
     """images/<split> and masks/<split>, the classes in classes.txt. Raises WrongLayout."""
     classes, numbering = read_classes(need(path / "classes.txt"))
-    folders = [_folder_of(need(path / kind), split) for kind in ("images", "masks")]
-    images, masks = (list_images(str(folder)) for folder in folders)
-    by_stem = {_stem(mask): mask for mask in masks}
-    missing = [image for image in images if _stem(image) not in by_stem]
-    if missing or not images:
-        found = f"{len(missing)} of {len(images)} images in {folders[0]} have no mask in {folders[1]}: {some(missing)}"
-        raise WrongLayout(found if images else f"{folders[0]} holds no image (no file ends in {' '.join(EXTENSIONS)})")
-    names, mask_names = (
-        [str((folder / name).relative_to(path)) for name in files]
-        for folder, files in zip(folders, (images, [by_stem[_stem(image)] for image in images]), strict=True)
-    )
+    images, masks = (_folder_of(need(path / kind), split) for kind in ("images", "masks"))
+    names, mask_names = pair(path, images, masks)
     return MaskedImages(path, names, mask_names, classes, numbering.read)
 
 
@@ -87,10 +77,6 @@ def _folder_of(path: Path, split: str) -> Path:
         if (path / name).is_dir():
             return path / name
     raise WrongLayout(f"there is no folder {path / FOLDERS[split][0]}")
-
-
-def _stem(name: str) -> str:
-    return str(Path(name).with_suffix(""))
 
 
 FOLDER = Layout(

@@ -1,6 +1,8 @@
 """Images by a list of names below one folder, with labels or with masks."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +59,9 @@ class ListedImages:
         """Image ``index``, (3, H, W) uint8. Raises UnreadableImage."""
         return read_image(self.root / self.name(index))
 
-    def files(self) -> Iterator[Path]:
-        """Every file that the images and their labels are read from."""
-        return (self.root / self.name(index) for index in range(len(self)))
+    def files(self) -> Iterator[str]:
+        """Paths of all files that the images are read from."""
+        return below(self.root, self._names)
 
 
 class MaskedImages(ListedImages):
@@ -88,7 +90,7 @@ class MaskedImages(ListedImages):
         UnreadableImage where the image itself can't be read.
         """
         file = self.root / self._masks[index]
-        mask = torch.from_numpy(self._read(file))
+        mask = torch.from_numpy(self._classes_of(index, file))
         size = self._size(index)
         if mask.shape != size:
             raise EvalError(
@@ -100,10 +102,13 @@ class MaskedImages(ListedImages):
         shrunk = self.load(index).shape[-2:]  # `load` shrinks very large images
         return F.resize(mask[None], list(shrunk), interpolation=InterpolationMode.NEAREST_EXACT)[0]
 
-    def files(self) -> Iterator[Path]:
-        """Every file that the images and their masks are read from."""
-        yield from super().files()
-        yield from (self.root / self._masks[index] for index in range(len(self)))
+    def files(self) -> Iterator[str]:
+        """Paths of all files that the images and their masks are read from."""
+        return chain(super().files(), below(self.root, self._masks))
+
+    def _classes_of(self, index: int, file: Path) -> NDArray[np.uint8]:
+        """(H, W) class numbers of a mask file."""
+        return self._read(file)
 
     def _size(self, index: int) -> tuple[int, int]:
         """Height and width of an image, upright, from its header."""
@@ -118,3 +123,9 @@ class MaskedImages(ListedImages):
         except Exception as error:  # decoders raise nearly anything on broken files
             raise UnreadableImage(str(file), f"{type(error).__name__}: {error}") from error
         return (width, height) if turned else (height, width)
+
+
+def below(root: Path, names: Names) -> Iterator[str]:
+    """Their paths, quickly: there may be a million."""
+    start = f"{root}{os.sep}"
+    return (start + names[index] for index in range(len(names)))

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def open_split(data: str, split: str | None, role: Role, kind: str) -> OpenedSpl
         what = "is a file" if path.exists() else "does not exist"
         raise EvalError(f"{data!r}: {path} {what}; {_expected(name, layout)}")
     split = split or layout.split_for(role, path)
+    if not split:
+        raise EvalError(f"{data!r} has no training split: it only tests what was trained elsewhere, as on imagenet")
     if split not in layout.splits:
         raise EvalError(f"{data!r} has no split {split!r}: choose {', '.join(layout.splits)}")
     try:
@@ -49,16 +52,19 @@ def hash_of(source: Source) -> str:
         digest.update(repr(part).encode())
     for index in range(len(source)):
         digest.update(os.fsencode(source.name(index)) + b"\0")
-    for file in source.files() if hasattr(source, "files") else _files(source):
+    for file in _files(source):
         digest.update(b"%d " % _size(file))
     return digest.hexdigest()
 
 
-def _files(source: Source) -> list[Path]:
-    return [source.root / source.name(index) for index in range(len(source))] if isinstance(source, ImageFolder) else []
+def _files(source: Source) -> Iterator[str]:
+    if isinstance(source, ImageFolder):
+        return (os.path.join(source.root, source.name(index)) for index in range(len(source)))
+    files: Iterator[str] = source.files() if hasattr(source, "files") else iter(())
+    return files
 
 
-def _size(file: Path) -> int:
+def _size(file: str) -> int:
     try:
         return os.stat(file).st_size
     except OSError:  # an image that can't be read is left out later, and counted

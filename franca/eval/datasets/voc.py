@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from franca.eval.datasets.base import Layout, WrongLayout, need, some
+from franca.eval.datasets.base import Layout, WrongLayout, inside, need, some
 from franca.eval.datasets.listed import MaskedImages
 from franca.eval.datasets.masks import Numbering
 
@@ -17,7 +17,7 @@ NUMBERING = Numbering.plain(len(CLASSES))
 
 def voc(path: Path, split: str) -> MaskedImages:
     """Images of one list with palette masks; borders and difficult objects (255) are void. Raises WrongLayout."""
-    root = next((place for place in (path / "VOCdevkit/VOC2012", path / "VOC2012") if place.is_dir()), path)
+    root = inside(path, "VOCdevkit/VOC2012", "VOC2012")
     masks = "SegmentationClassAug" if split == "trainaug" else "SegmentationClass"
     names = read_list(need(root / "ImageSets/Segmentation" / LISTS[split]))
     check_files(root / "JPEGImages", [f"{name}.jpg" for name in names])
