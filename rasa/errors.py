@@ -1,5 +1,7 @@
 """What can go wrong with RASA itself."""
 
+from franca.eval.errors import EvalError
 
-class RasaError(ValueError):
+
+class RasaError(EvalError):
     """Position can't be removed as asked; the message names the value, where it came from and what to do."""

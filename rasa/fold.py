@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from franca.eval.networks import library_of
+from franca.eval.tokens import prefix_tokens
 from franca.models import RASAHead, VisionTransformer
 from franca.models.rasa_head import plane_basis
 from rasa.errors import RasaError
-from rasa.tokens import features_of, patch_grid, prefix_tokens
+from rasa.tokens import patch_features
 
-LIBRARIES = ("timm", "transformers", "dinov2", "dinov3")
 LAST_NORMS = ("norm", "layernorm")  # of timm and DINOv2; of transformers
 FOLDED_ALREADY = "a RASA head is folded into this model already: load the original and fold into that"
 
@@ -55,7 +56,7 @@ def fold(model: Callable[..., Any], head: RASAHead) -> nn.Module:
         raise RasaError(FOLDED_ALREADY)
     prefix = prefix_tokens(model)
     norm = next((name for name in LAST_NORMS if isinstance(getattr(model, name, None), nn.LayerNorm)), None)
-    if isinstance(model, nn.Module) and _of_a_library(model) and norm is not None and prefix is not None:
+    if isinstance(model, nn.Module) and library_of(model) and norm is not None and prefix is not None:
         folded = copy.deepcopy(model)
         setattr(folded, norm, NormThenMap(getattr(folded, norm), linear, prefix))
         return folded
@@ -85,16 +86,10 @@ class Debiased(nn.Module):
         self.model, self.linear = model, linear if weight is None else linear.to(weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        output = features_of(self.model, images)
-        grid = patch_grid(output, images.shape[-1], "the model", prefix_tokens(self.model))
+        grid = patch_features(self.model, images, "the model")
         if grid.shape[-1] != self.linear.in_features:
             raise RasaError(f"the head reads {self.linear.in_features} features, the model has {grid.shape[-1]}")
         return self.linear(grid.to(self.linear.weight))
-
-
-def _of_a_library(model: nn.Module) -> bool:
-    """Whether its class is of LIBRARIES, or made from one of them: there `norm` is the last that tokens go through."""
-    return any(made.__module__.partition(".")[0] in LIBRARIES for made in type(model).__mro__)
 
 
 def _with_patch_map(model: VisionTransformer, linear: nn.Linear) -> VisionTransformer:

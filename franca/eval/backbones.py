@@ -28,8 +28,8 @@ from franca.hub.load import ENTRY_POINTS
 from franca.models import RASAHead
 
 FORMS = (
-    f"{', '.join(ENTRY_POINTS)} (each also as NAME@WEIGHTS), a checkpoint file or folder, the folder of a run, timm:NAME, "
-    "transformers:NAME, torch_hub:REPO:NAME, callable:MODULE:FUNCTION, untrained:NAME or untrained:FILE, "
+    f"{', '.join(ENTRY_POINTS)} (each also as NAME@WEIGHTS), a checkpoint file or folder, the folder of a run, "
+    "timm:NAME, transformers:NAME, torch_hub:REPO:NAME, callable:MODULE:FUNCTION, untrained:NAME or untrained:FILE, "
     f"{' or '.join(BASELINES)}"
 )
 PREFIXES = ("timm", "transformers", "torch_hub", "callable", "untrained")

@@ -91,7 +91,10 @@ def channels_of(model: Network) -> int | None:
 
 
 def library_of(model: Network) -> str:
-    """Which of LIBRARIES a network's class is of, or made from; "" for any other."""
+    """Which of LIBRARIES a network's class is of, or made from; "" for any other.
+
+    In theirs, `norm` or `layernorm` is the last that all tokens go through.
+    """
     tops = [made.__module__.partition(".")[0] for made in type(model).__mro__]
     return next((library for library in LIBRARIES if library in tops), "")
 

@@ -115,7 +115,7 @@ def _grid(tokens: Tensor, size: Size, name: str, prefix: int | None, patch_size:
     if found is None:
         raise EvalError(_no_grid(count, size, name, prefix, patch_size))
     before, shape = found
-    _check_divides(shape, size, name)
+    _check_divides(shape, size, name, patch_size)
     return tokens[:, before:].unflatten(1, shape), before
 
 
@@ -149,8 +149,8 @@ def _no_grid(count: int, size: Size, name: str, prefix: int | None, patch_size: 
     return f"{name} returned {count} tokens for images of {_words(size)}{behind} {why}"
 
 
-def _check_divides(grid: Size, size: Size, name: str) -> None:
-    nearest = grid[0] * (size[0] // grid[0]), grid[1] * (size[1] // grid[1])
+def _check_divides(grid: Size, size: Size, name: str, patch_size: int | None) -> None:
+    nearest = grid[0] * (patch_size or size[0] // grid[0]), grid[1] * (patch_size or size[1] // grid[1])
     if nearest != size:
         raise EvalError(
             f"{name} gives {grid[0]} x {grid[1]} patches for images of {_words(size)}, which don't divide them: take "
