@@ -1,6 +1,7 @@
 """First three principal components of patch features as colours (paper Figs. 3 and 8)."""
 
 from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,21 @@ def shared_pca(grids: Sequence[Tensor], shown: Sequence[Tensor] | None = None) -
     for image, mask, part in zip(colours, chosen, parts, strict=True):
         image[mask] = part
     return colours
+
+
+def resembling(colours: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    """The same colours (h, w, 3) per image, their channels in the order and of the sign that resembles others most.
+
+    Components of slices have signs and places of their own; so a thing that they share keeps its colour.
+    """
+    own, other = (torch.cat([one.flatten(0, 1) for one in images]).double() for images in (colours, others))
+    own, other = ((one - one.mean(dim=0)) / one.std(dim=0).clamp_min(1e-12) for one in (own, other))
+    alike = other.T @ own / len(own)  # (3, 3), of the channels of the others and of their own
+    order = list(
+        max(permutations(range(3)), key=lambda order: sum(float(alike[i, j].abs()) for i, j in enumerate(order)))
+    )
+    flipped = alike[range(3), order] < 0
+    return [torch.where(flipped, 1 - image[..., order], image[..., order]) for image in colours]
 
 
 @torch.no_grad()

@@ -3,10 +3,10 @@
 Legend: I images of (H, W) pixels, (h, w) patches, D features.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from textwrap import wrap
 
 import torch
 from torch import Tensor
@@ -14,10 +14,11 @@ from torch import Tensor
 from franca.eval.context import Engine
 from franca.eval.datasets import VOID
 from franca.eval.errors import EvalError
+from franca.eval.figures import short_name
 from franca.eval.figures.attention import attention_rows, heat
 from franca.eval.figures.gallery import Image
-from franca.eval.figures.pca import foreground, shared_pca
-from franca.eval.figures.regions import by_size, enlarged, label_colour, label_colours, mixed
+from franca.eval.figures.pca import foreground, resembling, shared_pca
+from franca.eval.figures.regions import NOTHING, by_size, enlarged, label_colour, label_colours, mixed
 from franca.eval.metrics.segmentation import confusion_matrix
 from franca.eval.picture_input import Picture, attention_maps, patch_grids
 from franca.eval.protocols.clusters import kmeans
@@ -100,14 +101,14 @@ class Sheet:
 
     def name(self, model: Seen, what: str) -> str:
         """Of a row: that of the backbone stands above where there are several."""
-        lines = wrap(model.name, LABEL) if len(self.models) > 1 else []
+        lines = wrapped(short_name(model.name)) if len(self.models) > 1 else []
         return "\n".join([*lines, what])
 
     def shown(self, maps: Sequence[Tensor]) -> list[Image]:
         """Colours (h, w, 3) per image, NaN where nothing is to be seen, as the sheet shows maps."""
-        opacity, left_out = (self.look.opacity, None) if self.look.over else (1.0, 0.93)
+        opacity, rest = (self.look.opacity, None) if self.look.over else (1.0, NOTHING)
         return [
-            mixed(image, enlarged(colours, *image.shape[:2]), opacity, left_out)
+            mixed(image, enlarged(colours, *image.shape[:2]), opacity, rest)
             for image, colours in zip(self.images, maps, strict=True)
         ]
 
@@ -133,15 +134,17 @@ def pca_of_foreground(sheet: Sheet) -> Drawing:
 
 
 def pca_of_slices(sheet: Sheet) -> Drawing:
-    """Figure 3 of the paper."""
+    """Figure 3 of the paper; colours of narrower slices are made to resemble those of the widest."""
     rows = {}
     for model in sheet.models:
         dim = model.grids[0].shape[-1]
+        widest: list[Tensor] | None = None
         for divisor in sheet.slices:
             if dim // divisor:
                 name = "d" if divisor == 1 else f"d/{divisor}"
-                part = [grid[..., : dim // divisor] for grid in model.grids]
-                rows[sheet.name(model, f"{name} = {dim // divisor}")] = shared_pca(part)
+                colours = shared_pca([grid[..., : dim // divisor] for grid in model.grids])
+                widest = widest or colours
+                rows[sheet.name(model, f"{name} = {dim // divisor}")] = resembling(colours, widest)
     return sheet.drawing(rows, "PCA of the first features alone")
 
 
@@ -176,11 +179,14 @@ def masks(sheet: Sheet) -> Drawing:
         raise EvalError("the images have no masks: name a data set for segmentation")
     rows = {"mask": wanted}
     rows |= {sheet.name(model, "clusters\nby class"): named_clusters(model, sheet) for model in sheet.models}
-    present = sorted({number for maps in rows.values() for one in maps for number in one.unique().tolist()} - {VOID})
+    present = {number for maps in rows.values() for one in maps for number in one.unique().tolist()}
+    legend = {sheet.classes[number]: label_colour(number) for number in sorted(present - {VOID})}
+    if VOID in present and not sheet.look.over:
+        legend["void"] = (NOTHING, NOTHING, NOTHING)
     return sheet.drawing(
         {name: [label_colours(one, VOID) for one in maps] for name, maps in rows.items()},
         f"Masks, and {NAMED_CLUSTERS} clusters with the class of most of their pixels",
-        {sheet.classes[number]: label_colour(number) for number in present},
+        legend,
     )
 
 
@@ -195,6 +201,16 @@ def named_clusters(model: Seen, sheet: Sheet) -> list[Tensor]:
         counts += confusion_matrix(predicted, picture.mask, size[0], predicted_classes=size[1])
     of_cluster = torch.where(counts.sum(dim=0) > 0, counts.argmax(dim=0), VOID)
     return [of_cluster[labels] for labels in found]
+
+
+def wrapped(name: str) -> list[str]:
+    """A name in lines of about 16 characters, broken behind its signs."""
+    lines = [""]
+    for piece in re.findall(r"[^:/_.-]*[:/_.-]*", name):
+        if lines[-1] and len(lines[-1] + piece) > LABEL:
+            lines.append("")
+        lines[-1] += piece
+    return lines
 
 
 DRAWINGS: dict[str, Callable[[Sheet], Drawing]] = {

@@ -122,7 +122,7 @@ def draw(context: Context, found: Slice) -> None:
         return
     from franca.eval.figures.positions import cluster_maps_figure, entropy_figure, prediction_figure
 
-    entropies = {context.backbone.name: found.entropies[0]}
+    entropies = {figures.short_name(context.backbone.name): found.entropies[0]}
     predictions = {"linear predictor": found.prediction.linear, "sigmoid predictor": found.prediction.sigmoid}
     entropy_figure(context.output / "entropy.png", entropies, "Entropy of patch positions per cluster")
     cluster_maps_figure(context.output / "clusters.png", entropies, "Where the most placed clusters lie")
