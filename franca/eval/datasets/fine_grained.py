@@ -34,12 +34,12 @@ def listed(path: Path, split: str, read: Read, folder: str, own_val: bool) -> Li
     Args:
         read: (root, split) -> examples.
         own_val: the set has train, val and test; else ``read`` is asked for trainval and test alone.
-        folder: what the set's folder is called; ``path`` is the folder around it, or it.
+        folder: where the set lies in ``path``; ``path`` may also be that folder itself.
 
     Raises:
         WrongLayout: the files can't be read.
     """
-    path = path.parent if path.name == folder and not (path / folder).is_dir() else path
+    path = _around(path, Path(folder).parts)
     if split == "test" or not own_val:
         files, labels, classes = _examples(read, path, "test" if split == "test" else "trainval")
         if split in ("train", "val"):
@@ -54,11 +54,20 @@ def listed(path: Path, split: str, read: Read, folder: str, own_val: bool) -> Li
     return _source(path, files + more, labels + more_labels, classes, validation)
 
 
+def _around(path: Path, folder: tuple[str, ...]) -> Path:
+    """The folder that holds ``folder``, from its own path or from one inside it."""
+    ends = [count for count in range(len(folder) + 1) if path.parts[len(path.parts) - count :] == folder[:count]]
+    roots = [Path(*path.parts[: len(path.parts) - count]) for count in ends]
+    return next((root for root in roots if root.joinpath(*folder).is_dir()), path)
+
+
 def _examples(read: Read, path: Path, split: str) -> Examples:
     try:
         files, labels, classes = read(path, split)
     except ImportError as error:
-        raise WrongLayout(f"this set is read with scipy, which can't be imported ({error}): install scipy") from error
+        raise WrongLayout(
+            f"this set is read with scipy, which can't be imported ({error}): pip install 'franca[eval]'"
+        ) from error
     except (RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise WrongLayout(f"its files can't be read ({type(error).__name__}: {said_by(error)})") from error
     absent = [file for file in files[:1] + files[-1:] if not Path(file).is_file()]

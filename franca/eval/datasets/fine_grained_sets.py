@@ -117,7 +117,7 @@ FINE_GRAINED = {
         mean_per_class=True,
     ),
     "dtd": _layout(
-        _dtd, "dtd", "    dtd/images/banded/*.jpg\n    dtd/labels/train1.txt, val1.txt, test1.txt", own_val=True
+        _dtd, "dtd/dtd", "    images/banded/*.jpg\n    labels/train1.txt, val1.txt, test1.txt", own_val=True
     ),
     "oxford_pets": _layout(
         _oxford_pets,

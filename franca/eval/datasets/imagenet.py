@@ -69,7 +69,7 @@ def _devkit(file: Path) -> dict[int, int]:
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise WrongLayout(f"{file} is read with scipy, which isn't installed: install scipy") from error
+        raise WrongLayout(f"{file} is read with scipy, which isn't installed: pip install 'franca[eval]'") from error
     synsets = loadmat(str(need(file.with_name("meta.mat"))), squeeze_me=True)["synsets"]
     number_of = {int(number): wnid for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
     places = {wnid: place for place, wnid in enumerate(wnids())}
