@@ -113,9 +113,10 @@ def open_task(protocol: Protocol, question: Question) -> Task:
 def folder_name(origin: Origin, question: Question) -> str:
     """``knn-folder-val-<model>-<hash of everything that was asked>``: another question has another folder."""
     asked = json.dumps([asdict(origin), question.slices, question.stored_as], sort_keys=True, default=str)
-    path = Path(origin.model)
-    stem = path.parent.name + "_" + path.stem if path.suffix and path.parent.name else origin.model
-    model = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")
+    kind, _, name = origin.model.rpartition(":")
+    path = Path(name)
+    short = f"{path.parent.name}_{path.stem}" if path.suffix == ".pth" else path.name
+    model = re.sub(r"[^A-Za-z0-9]+", "_", f"{kind}_{short}" + ("_rasa" if origin.rasa else "")).strip("_")
     digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
     return f"{origin.protocol}-{origin.data}-{origin.split}-{model}-{digest}"
 

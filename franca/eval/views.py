@@ -10,6 +10,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.transforms.v2.functional import InterpolationMode
 
+from franca.eval.errors import EvalError
+
 
 @dataclass(frozen=True)
 class ResizeCrop:
@@ -20,7 +22,7 @@ class ResizeCrop:
 
     def __post_init__(self) -> None:
         if not 1 <= self.crop <= self.resize:
-            raise ValueError(f"{self}: crop must lie between 1 and resize")
+            raise EvalError(f"{self}: crop must lie between 1 and resize")
 
     @property
     def size(self) -> int:
@@ -46,7 +48,7 @@ class Squash:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"{self}: size must be above 0")
+            raise EvalError(f"{self}: size must be above 0")
 
     def __call__(self, image: Tensor) -> Tensor:
         """uint8 (C, H, W) -> uint8 (C, size, size), bilinear with antialias."""
@@ -65,7 +67,7 @@ class CentralSquare:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"{self}: size must be above 0")
+            raise EvalError(f"{self}: size must be above 0")
 
     def __call__(self, image: Tensor) -> Tensor:
         """uint8 (C, H, W) -> uint8 (C, size, size), bicubic with antialias."""
