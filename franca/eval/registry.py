@@ -1,6 +1,9 @@
-"""Every protocol by its name."""
+"""Every protocol by its name, in the order of the paper's tables."""
 
 from franca.eval.protocol import Protocol
-from franca.eval.protocols import in_context, knn
+from franca.eval.protocols import in_context, knn, logistic, overclustering, pictures, position_protocol
 
-PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (knn.PROTOCOL, in_context.PROTOCOL)}
+PROTOCOLS: dict[str, Protocol] = {
+    module.PROTOCOL.name: module.PROTOCOL
+    for module in (knn, logistic, in_context, overclustering, position_protocol, pictures)
+}
