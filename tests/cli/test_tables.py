@@ -9,6 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from franca.data.loader import spare_cores
+from franca.eval.datasets import LAYOUTS
 from franca.hub.registry import DEFAULTS, PUBLISHED, REFUSED, SHA256, SHORT_NAMES
 from franca.models import BACKBONES
 from franca.models.feed_forward import swiglu_hidden
@@ -18,6 +19,7 @@ from rasa.patches import CacheConfig
 ROOT = Path(__file__).resolve().parents[2]
 CARD = ROOT / "model_card.md"
 RASA = ROOT / "rasa/README.md"
+DATA = ROOT / "dataset_prep.md"
 
 
 def table(document: Path, *head: str) -> list[list[str]]:
@@ -97,3 +99,22 @@ def test_size_of_the_cache_for_all_patches_of_voc() -> None:
     images, width, cells = 17125, 768, 37 * 37
     whole, kept = (2e-9 * images * width * CacheConfig(patches=patches).kept(cells) for patches in (0, 256))
     assert f"keeps all {cells:,}: {whole:.0f} GB for ViT-B instead of {kept:.1f}" in text
+
+
+def test_data_sets_of_the_evaluation() -> None:
+    stated = {}
+    for name, splits, train, test, score, _ in table(DATA, "layout", "splits", "learned from", "scored on"):
+        stated[codes(name)[0]] = (codes(splits), codes(train), codes(test), score)
+    scores = {
+        name: "IoU" if layout.kind == "segmentation" else "mean per class" if layout.mean_per_class else "accuracy"
+        for name, layout in LAYOUTS.items()
+    }
+    assert stated == {
+        name: (list(layout.splits), [layout.train] * bool(layout.train), [layout.test], scores[name])
+        for name, layout in LAYOUTS.items()
+    }
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_trees_of_data_sets_are_those_that_errors_show(name: str) -> None:
+    assert f"`{name}`\n\n```\n{LAYOUTS[name].expected}\n```\n" in DATA.read_text(encoding="utf-8")
