@@ -52,7 +52,8 @@ def planted(tmp_path: Path) -> Planted:
         train: dict[str, object] | None = None,
         test: dict[str, object] | None = None,
     ) -> tuple[Context, Task]:
-        engine = SimpleNamespace(backbone=SimpleNamespace(hash="planted"), device=torch.device("cpu"), autocast=None)
+        backbone = SimpleNamespace(hash="planted", blocks=4, name="planted features")
+        engine = SimpleNamespace(backbone=backbone, device=torch.device("cpu"), autocast=None)
         output.mkdir(exist_ok=True)
         store = PlantedStore(features, unreadable or {})
         task = Task(

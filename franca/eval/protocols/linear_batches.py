@@ -1,0 +1,152 @@
+"""What the linear probe learns from, step by step: stored features, or features of random crops made on the way.
+
+Step s takes the places s * B … (s + 1) * B - 1 of an endless row of random orders of all images, so that a continued
+training, another number of workers or of processes sees the same batches.
+
+Legend: N images, B images of a batch, D width of a token.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from franca.data.errors import UnreadableImage
+from franca.data.pixel_ops import draw, random_resized_crop
+from franca.data.random_streams import generator
+from franca.data.sources import Source
+from franca.distributed import gather_rows, rank, world_size
+from franca.eval.context import Context
+from franca.eval.errors import EvalError
+from franca.eval.store import ImageFeatures
+
+CROP_SCALE = [0.08, 1.0]  # least and largest share of the image's area
+FLIP = 0.5
+TRIED = 100  # images that can't be read, one after another
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens of the last blocks, the last one last, and labels; on the device."""
+
+    cls: Tensor  # (B, blocks, D)
+    mean_patch: Tensor  # (B, blocks, D)
+    labels: Tensor  # (B,)
+
+
+class Order:
+    """Which of N things stand at a place of the endless row of random orders."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed = count, seed
+        self._turn, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def at(self, first: int, length: int) -> Tensor:
+        """Things at the places first … first + length - 1, (length,)."""
+        found = []
+        while length:
+            turn, place = divmod(first, self.count)
+            if turn != self._turn:
+                random = generator("linear order", self.seed, turn)
+                self._turn, self._order = turn, torch.randperm(self.count, generator=random)
+            found.append(self._order[place : place + length])
+            first, length = first + len(found[-1]), length - len(found[-1])
+        return torch.cat(found)
+
+
+def stored_batches(
+    features: ImageFeatures, labels: Tensor, rows: Tensor, size: int, steps: range, seed: int, device: torch.device
+) -> Iterator[Batch]:
+    """Batches of the given steps from stored features.
+
+    Args:
+        labels: (N,) of the features. rows: (n,) numbers of those to learn from.
+        size: B.
+    """
+    order = Order(len(rows), seed)
+    for step in steps:
+        chosen = rows[order.at(step * size, size)]
+        yield Batch(
+            features.cls[chosen].to(device).float(),
+            features.mean_patch[chosen].to(device).float(),
+            labels[chosen].to(device),
+        )
+
+
+def augmented_batches(
+    context: Context, source: Source, numbers: Tensor, crop: int, blocks: int, size: int, steps: range, seed: int
+) -> Iterator[Batch]:
+    """Batches of the given steps from random crops, flipped at random; each process computes a share of every batch.
+
+    Args:
+        source: labelled images. numbers: (n,) of those to learn from.
+        crop: side in pixels. blocks: how many of the last blocks. size: B.
+
+    Raises:
+        EvalError: many images in a row that can't be read.
+    """
+    share = -(-size // world_size())
+    loader = DataLoader(
+        _Crops(source, numbers, crop, seed),
+        batch_sampler=_Shares(Order(len(numbers), seed), size, share, steps),
+        num_workers=context.workers,
+        generator=torch.Generator(),  # else the loader draws its seed from the process's random state
+    )
+    for pixels, labels in loader:
+        tokens = [context.tokens(part, blocks) for part in pixels.split(context.batch_size)]
+        stacked = torch.cat([_stacked(part) for part in tokens])
+        gathered = gather_rows(stacked)[:size]
+        yield Batch(gathered[:, 0], gathered[:, 1], gather_rows(labels.to(context.device))[:size])
+
+
+def _stacked(tokens: list) -> Tensor:
+    """Class tokens and mean patches of some blocks, (b, 2, blocks, D)."""
+    means = [each.patches.mean(dim=(1, 2)) for each in tokens]
+    classes = [mean if each.cls is None else each.cls for each, mean in zip(tokens, means, strict=True)]
+    return torch.stack([torch.stack(classes, dim=1), torch.stack(means, dim=1)], dim=1)
+
+
+class _Shares:
+    """For each step the places and things of this process; every process has as many."""
+
+    def __init__(self, order: Order, size: int, share: int, steps: range) -> None:
+        self.order, self.size, self.share, self.steps = order, size, share, steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in self.steps:
+            things = self.order.at(step * self.size, self.size).tolist()
+            own = [min(rank() * self.share + place, self.size - 1) for place in range(self.share)]
+            yield [(step * self.size + place, things[place]) for place in own]
+
+
+class _Crops(Dataset[tuple[Tensor, int]]):
+    """(place in the endless row, which image) -> a crop, (C, S, S) uint8, and its label."""
+
+    def __init__(self, source: Source, numbers: Tensor, crop: int, seed: int) -> None:
+        self.source, self.numbers, self.crop, self.seed = source, numbers.tolist(), crop, seed
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, wanted: tuple[int, int]) -> tuple[Tensor, int]:
+        place, thing = wanted
+        random = generator("linear crop", self.seed, place)
+        image, label = self._readable(thing)
+        crop = random_resized_crop(image, self.crop, CROP_SCALE, random)
+        return (crop.flip(-1) if draw(random)[0] < FLIP else crop).to(torch.uint8), label
+
+    def _readable(self, thing: int) -> tuple[Tensor, int]:
+        """The image, or the next one that can be read."""
+        assert self.source.labels is not None
+        for further in range(TRIED):
+            number = self.numbers[(thing + further) % len(self.numbers)]
+            try:
+                return self.source.load(number), self.source.labels[number]
+            except UnreadableImage as error:
+                reason = error
+        raise EvalError(f"{TRIED} training images one after another can't be read, the last: {reason}")

@@ -1,0 +1,76 @@
+"""The classification protocols from images to results.json, on classes that a mean colour tells apart."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from franca.eval.__main__ import main
+
+COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
+SHORT = {
+    "knn": ["ks=[1,5]"],
+    "linear": ["steps=30", "batch_size=16", "rates=[1.0,5.0]"],
+    "logistic": ["strengths=4", "weakest=0.01", "strongest=100"],
+}
+AUGMENTED = ["--preset", "dinov2", "steps=20", "batch_size=13", "rates=[1.0,5.0]"]
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noisy images of three colours, train and val; one training file can't be read."""
+    folder = tmp_path_factory.mktemp("colours")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for name, colour in COLOURS.items():
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.array(colour) + random.integers(-50, 51, (40 + number, 50, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / split / name / f"{number}.png")
+    (folder / "train" / "red" / "5.png").write_bytes(b"no image")
+    return folder
+
+
+def arguments(protocol: str, data: Path, output: Path, *more: str) -> list[str]:
+    sizes = ["resize=32", "size=28"]
+    return [protocol, "--model", "colour", "--data", str(data), "--output", str(output), *more, *sizes]
+
+
+def scores(output: Path) -> list[tuple]:
+    (file,) = output.glob("*/results.json")
+    return [(s["metric"], s["slice"], s["settings"], s["value"]) for s in json.loads(file.read_text())["scores"]]
+
+
+@pytest.mark.parametrize("protocol", SHORT)
+def test_images_of_one_colour_are_of_one_class(protocol, colours, tmp_path) -> None:
+    for number, options in enumerate((["--batch-size", "64"], ["--batch-size", "7", "--workers", "2"])):
+        assert main(arguments(protocol, colours, tmp_path / str(number), *options, *SHORT[protocol])) == 0
+    found = scores(tmp_path / "0")
+    assert {value for *_, value in found} == {100.0}
+    assert scores(tmp_path / "1") == found
+
+
+def test_the_probe_learns_from_random_crops(colours, tmp_path) -> None:
+    for number, options in enumerate((["--batch-size", "64"], ["--batch-size", "5", "--workers", "2"])):
+        assert main(arguments("linear", colours, tmp_path / str(number), *options, *AUGMENTED)) == 0
+    (found,) = scores(tmp_path / "0")
+    assert found == ("top1", "d", {"chosen_on": "test"}, 100.0)
+    assert scores(tmp_path / "1") == [found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("protocol", "options"), [(name, SHORT[name]) for name in SHORT] + [("linear", AUGMENTED)])
+def test_two_processes_find_what_one_finds(protocol, options, colours, tmp_path) -> None:
+    assert main(arguments(protocol, colours, tmp_path / "one", *options)) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "franca.eval", *arguments(protocol, colours, tmp_path / "two", *options)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert scores(tmp_path / "two") == scores(tmp_path / "one")
