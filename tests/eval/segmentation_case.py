@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, one_hot
 
 from franca.data.errors import UnreadableImage
 from franca.eval.backbones import Backbone
@@ -15,25 +15,25 @@ from franca.eval.protocol import Task
 from franca.eval.store import FeatureStore
 
 PATCH = 14
-COLOURS = torch.tensor([[250, 10, 10], [10, 250, 10], [10, 10, 250], [240, 240, 20]], dtype=torch.uint8)
+COLOURS = torch.tensor([[250, 10, 10], [10, 250, 10], [10, 10, 250], [240, 240, 240]], dtype=torch.uint8)
 
 
 class Stripes:
-    """Vertical stripes, one patch wide, of random classes; class 0 is the commonest. The first pixels are void."""
+    """Vertical stripes, one patch wide, of random classes; class 0 is the commonest. Pixels near borders are void."""
 
     labels = None
 
     def __init__(self, count: int, seed: int, height: int = 28, width: int = 56, broken: tuple[int, ...] = ()) -> None:
-        self.classes = ["red", "green", "blue", "yellow"]
+        self.classes = ["red", "green", "blue", "white"]
         self.broken = broken
         chances = torch.tensor([0.5, 0.2, 0.2, 0.1]).expand(count, -1)
         random = torch.Generator().manual_seed(seed)
         stripes = chances.multinomial(width // PATCH, replacement=True, generator=random)
         stripes[0, :4] = torch.arange(4)[: stripes.shape[1]]  # every class is somewhere
-        self._masks = stripes.repeat_interleave(PATCH, dim=1)[:, None].expand(-1, height, -1)
+        self.masks = stripes.repeat_interleave(PATCH, dim=1)[:, None].expand(-1, height, -1)
 
     def __len__(self) -> int:
-        return len(self._masks)
+        return len(self.masks)
 
     def name(self, index: int) -> str:
         return f"stripes {index}"
@@ -41,17 +41,25 @@ class Stripes:
     def load(self, index: int) -> Tensor:
         if index in self.broken:
             raise UnreadableImage(self.name(index), "cut off")
-        return COLOURS[self._masks[index]].permute(2, 0, 1)
+        return COLOURS[self.masks[index]].permute(2, 0, 1)
 
     def mask(self, index: int) -> Tensor:
-        mask = self._masks[index].to(torch.uint8).clone()
-        mask[:3, :2] = VOID
+        mask = self.masks[index].to(torch.uint8).clone()
+        place = torch.arange(mask.shape[1]) % PATCH
+        mask[:, (place < 2) | (place >= PATCH - 2)] = VOID
         return mask
 
 
 def mean_colours(images: Tensor) -> Tensor:
     """(B, 3, H, W) -> (B, 3, H / 14, W / 14)."""
     return avg_pool2d(images, PATCH)
+
+
+def classes(images: Tensor) -> Tensor:
+    """(B, 4, H / 14, W / 14): 1 for the class whose colour is nearest."""
+    colours = (COLOURS.float() / 255 - 0.5) / 0.25
+    distance = (mean_colours(images)[:, None] - colours[:, :, None, None]).square().sum(dim=2)
+    return one_hot(distance.argmin(dim=1), 4).permute(0, 3, 1, 2).float()
 
 
 def nothing(images: Tensor) -> Tensor:
@@ -65,10 +73,10 @@ def random_features(images: Tensor) -> Tensor:
     return torch.einsum("dc,bchw->bdhw", weights, mean_colours(images)).tanh()
 
 
-def stripes_task(train: int = 8, test: int = 5, broken: tuple[int, ...] = (), width: int = 56) -> Task:
+def stripes_task(train: int = 8, test: int = 5, broken: tuple[int, ...] = (), train_width: int = 56) -> Task:
     return Task(
-        OpenedSplit("stripes", "train", Stripes(train, seed=0, broken=broken, width=width), "train"),
-        OpenedSplit("stripes", "test", Stripes(test, seed=1, width=width), "test"),
+        OpenedSplit("stripes", "train", Stripes(train, seed=0, broken=broken, width=train_width), "train"),
+        OpenedSplit("stripes", "test", Stripes(test, seed=1), "test"),
     )
 
 

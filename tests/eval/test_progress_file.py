@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from franca.eval.protocols import progress_file
 from franca.eval.protocols.progress_file import ProgressFile
 
 
@@ -26,10 +27,11 @@ def test_an_interrupted_run_finds_what_it_had(tmp_path) -> None:
     assert not path.exists(), "what is finished leaves nothing behind"
 
 
-def test_a_kill_loses_only_what_is_newer_than_the_last_write(tmp_path) -> None:
-    killed = ProgressFile(tmp_path / "progress", seconds=0).__enter__()  # and never leaves it
+def test_a_kill_loses_only_what_is_newer_than_the_last_write(tmp_path, monkeypatch) -> None:
+    killed = ProgressFile(tmp_path / "progress").__enter__()  # and never leaves it
+    monkeypatch.setattr(progress_file, "SECONDS", 0.0)
     killed.keep("step", 1)
-    killed.seconds = 1e9
+    monkeypatch.setattr(progress_file, "SECONDS", 1e9)
     killed.keep("step", 2)
     with ProgressFile(tmp_path / "progress") as progress:
         assert progress.get("step") == 1

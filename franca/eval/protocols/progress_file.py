@@ -18,8 +18,8 @@ class ProgressFile:
     Only the first process reads and writes it. Values are tensors, numbers, text, and dictionaries and lists of them.
     """
 
-    def __init__(self, path: Path, seconds: float = SECONDS) -> None:
-        self.path, self.seconds = path, seconds
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._values: dict[str, Any] = {}
         self._written = time.monotonic()
 
@@ -43,7 +43,7 @@ class ProgressFile:
     @property
     def due(self) -> bool:
         """Whether the last write was long ago: what `keep` is given now reaches the disk at once."""
-        return time.monotonic() - self._written >= self.seconds
+        return time.monotonic() - self._written >= SECONDS
 
     def keep(self, name: str, value: Any) -> None:
         """Remember a value, which must not change afterwards; else it reaches the disk when `with` ends by an error."""
