@@ -1,7 +1,9 @@
-"""Where to compute and in which precision."""
+"""Where to compute, in which precision, and how much memory that took."""
 
+import resource
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -49,6 +51,14 @@ def _computes_in_bf16(device: torch.device) -> bool:
         capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return torch.bfloat16 in torch.accelerator.get_device_capability(device)["supported_dtypes"]
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that tensors of this process held on an accelerator; on the CPU, its largest resident set."""
+    if device.type != "cpu":
+        with suppress(RuntimeError):  # an allocator that keeps no count: of memory that is the process's own
+            return int(torch.accelerator.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @contextmanager

@@ -64,11 +64,16 @@ def name_of(device: torch.device) -> str:
     return "CPU" if device.type == "cpu" else str(torch.get_device_module(device).get_device_name(device))
 
 
-def peak_flops(device: torch.device, precision: torch.dtype | None) -> float:
-    """FLOP/s that ``device`` reaches at most in bf16 or, for None and other types, fp32; measured where unknown."""
+def stated_flops(device: torch.device, precision: torch.dtype | None) -> float | None:
+    """FLOP/s that ``device`` reaches at most in bf16 or, for None and other types, fp32; None where PEAKS has none."""
     known = find_peak(name_of(device))
     stated = known and (known.bf16 if precision == torch.bfloat16 else known.fp32)
-    return stated * 1e12 if stated else measured_flops(device, precision)
+    return stated * 1e12 if stated else None
+
+
+def peak_flops(device: torch.device, precision: torch.dtype | None) -> float:
+    """The same, measured where it is not stated."""
+    return stated_flops(device, precision) or measured_flops(device, precision)
 
 
 @cache
@@ -83,9 +88,10 @@ def measured_flops(device: torch.device, precision: torch.dtype | None) -> float
     return float(2 * SIDE**3 / quickest)
 
 
-def utilisation(flops: float, seconds: float, device: torch.device, precision: torch.dtype | None) -> float:
-    """Share of the peak of one device, 0 to 1, that ``flops`` operations of its own in ``seconds`` are.
+def utilisation(flops: float, seconds: float, device: torch.device, precision: torch.dtype | None) -> float | None:
+    """Share of the stated peak of one device that ``flops`` operations of its own in ``seconds`` are; None without one.
 
     precision: what the products compute in, None for fp32; as ``franca.devices.choose_precision`` gives it.
     """
-    return flops / seconds / peak_flops(device, precision)
+    stated = stated_flops(device, precision)
+    return flops / seconds / stated if stated else None

@@ -26,6 +26,7 @@ from franca.metrics import read_metrics
 from franca.train.__main__ import main as train
 from franca.train.checkpoint import CheckpointFolder
 from franca.train.config import TrainConfig, load_config
+from franca.train.vitals import Vitals
 
 SMALL = (
     *("model.arch=vit_tiny", "model.depth=1", "model.embed_dim=32", "model.num_heads=2", "precision=fp32"),
@@ -144,7 +145,7 @@ def compare(whole: Run, disturbed: Run) -> str:
     if [line["step"] for line in found] != [line["step"] for line in expected]:
         return "lines are lost or doubled"
     for line, other in zip(found, expected, strict=True):
-        for name in line.keys() - {"images_per_second", "data_wait"}:
+        for name in line.keys() - set(Vitals.names()):
             if line[name] != other[name]:
                 return f"step {line['step']}: {name} is {line[name]} after kills, {other[name]} without"
     return ""

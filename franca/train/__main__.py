@@ -76,7 +76,8 @@ def train(config: TrainConfig) -> None:
     device = choose_device(config.device, own.local_rank if own and own.world_size > 1 else None)
     with process_group(device.type, config.parallel.timeout_minutes):
         if not is_main():
-            logging.getLogger().setLevel(logging.ERROR)  # rank 0 says it
+            for handler in logging.getLogger().handlers:  # rank 0 says it; each rank's own log gets it all
+                handler.setLevel(logging.ERROR)
         built: list[Evaluate | None] = []
         on_main(lambda: built.append(build_evaluation(config)))
         Trainer(config, built[0] if built else None).run()

@@ -57,6 +57,20 @@ def batch_shape(config: TrainConfig, encoder: Encoder) -> BatchShape:
     return BatchShape(config.data.batch_size, crops.global_size, crops.local_size, crops.local_count, masked)
 
 
+def work_of_step(config: TrainConfig, student: Encoder) -> StepFlops:
+    """Operations of one optimizer step of one process; the one count that estimates and logs use.
+
+    student: on any device, sharded or not.
+    """
+    return step_flops(
+        student,
+        batch_shape(config, student),
+        config.accumulate,
+        config.objective.sinkhorn_iterations,
+        config.parallel.activation_checkpointing,
+    )
+
+
 def estimate(
     config: TrainConfig, devices: int = 0, device_name: str = "", utilisation: float = UTILISATION
 ) -> Estimate:
@@ -87,7 +101,7 @@ def estimate(
         peak=peak,
         capacity=known.memory * 1e9 if known else None,
         utilisation=utilisation,
-        flops=step_flops(student, batch, config.accumulate, config.objective.sinkhorn_iterations, recompute),
+        flops=work_of_step(config, student),
         memory=step_memory(student, batch, 2 if bf16 else 4, config.accumulate, recompute, devices, shards),
     )
 

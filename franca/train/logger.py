@@ -16,21 +16,25 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from franca.files import replace_text, sync
 from franca.metrics import read_metrics
+from franca.train.rank_log import SAID
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class LogConfig:
-    """How often and where numbers are written."""
+    """How often and where numbers are written, and when silence is worth a word."""
 
     every: int = 10  # steps
     tensorboard: bool = False  # event files in <output>/tensorboard
     wandb_project: str = ""  # empty: no wandb
+    hang_minutes: float = 10.0  # without a step until every process writes where it stands into its log; 0: never
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"log.every={self.every} must be at least 1")
+        if not 0 <= self.hang_minutes < math.inf:
+            raise ValueError(f"log.hang_minutes={self.hang_minutes} must be a number of minutes, or 0 for no watch")
 
 
 class MetricsFile:
@@ -143,6 +147,20 @@ def _numbers(line: dict[str, Any]) -> dict[str, float]:
     return {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
 
 
+def chief_numbers(line: dict[str, Any]) -> str:
+    """A line of numbers, short enough for a terminal."""
+    share = f" ({line['utilisation']:.0%} of peak)" if "utilisation" in line else ""
+    return "  ".join(
+        [
+            f"loss {line['loss']:.3f}" if "loss" in line else "no finite loss",
+            f"{line['images_per_second']:.0f} images/s",
+            f"{line['data_wait']:.0%} waiting for data",
+            f"{line['tflops']:.3g} TFLOP/s{share}",
+            f"{line['memory_gb']:.3g} GB",
+        ]
+    )
+
+
 class RunLogger:
     """Everything a trainer says: lines of numbers, a progress bar, and messages that stay on the screen."""
 
@@ -197,9 +215,7 @@ class RunLogger:
 
     def show(self, line: dict[str, Any]) -> None:
         """Put a line's chief numbers beside the bar; without a terminal, print them at most every ten seconds."""
-        loss = f"loss {line['loss']:.3f}" if "loss" in line else "no finite loss"
-        waiting = f"{line['data_wait']:.0%} of the time waiting for data"
-        status = f"{loss}  {line['images_per_second']:.0f} images/s  {waiting}"
+        status = chief_numbers(line)
         self.progress.update(self.bar, status=status)
         if self.progress.disable and time.monotonic() - self.last_plain_line > 10.0:
             self.last_plain_line = time.monotonic()
@@ -208,6 +224,7 @@ class RunLogger:
     def say(self, message: str) -> None:
         """Print a message that stays above the bar."""
         self.console.print(message, markup=False, soft_wrap=True)
+        SAID.info(message)
 
 
 class SilentLogger:

@@ -1,10 +1,9 @@
 """The pretraining loop: schedules, steps, and everything that keeps a long run alive."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,12 +21,10 @@ from franca.distributed import (
     mean_over_ranks,
     on_main,
     rank,
-    sum_over_ranks,
     world_size,
 )
 from franca.files import publish
 from franca.hub.checkpoint import CheckpointError, save_teacher
-from franca.metrics import read_metrics
 from franca.objective import LossReport, PretrainingObjective, Targets
 from franca.train.announcement import opening_lines
 from franca.train.build import (
@@ -36,22 +33,26 @@ from franca.train.build import (
     build_source,
     claim_run_folder,
     describe_teacher,
-    flatten,
     refused_as,
     sole_owner,
 )
 from franca.train.checkpoint import CheckpointFolder
+from franca.train.clock import Clock
 from franca.train.config import TrainConfig
+from franca.train.data_advice import DataAdvice
 from franca.train.initialise import Initialisation
+from franca.train.lines import RunLines
 from franca.train.logger import RunLogger, SilentLogger
 from franca.train.meter import Meter
-from franca.train.monitor import Monitor
 from franca.train.optimizer import apply_schedules, build_optimizer, clip_gradients, step_if_finite
 from franca.train.parallel import parallelize, whole_state
 from franca.train.quantities import PARTS, loss_values, metric_names
+from franca.train.rank_log import RankLog
 from franca.train.recovery import NonFiniteLoss, StepGuard
 from franca.train.state import TrainingState
 from franca.train.stopping import Interrupted, StopRequest
+from franca.train.vitals import VitalSigns
+from franca.train.watchdog import HangWatchdog
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
@@ -93,17 +94,15 @@ class Trainer:
         self.optimizer = build_optimizer(self.pair.student, len(self.pair.student.backbone.blocks), config.optimizer)
         self.schedules = config.schedules()
         names = metric_names(len(config.heads.nesting))
-        self.meter = Meter(names, self.device)
+        self.meter, self.clock = Meter(names, self.device), Clock(self.device)
         self.guard = StepGuard(names, self.device)
-        self.state = TrainingState(
-            self.pair,
-            self.optimizer,
-            self.meter,
-            self.loader,
-        )
+        self.state = TrainingState(self.pair, self.optimizer, self.meter, self.loader)
         self.rollbacks = 0
         self.stop = StopRequest()
-        self.log: RunLogger | SilentLogger = SilentLogger()
+        self.watchdog: HangWatchdog
+        signs = VitalSigns(config, self.pair.student, self.device, self.precision)
+        advice = DataAdvice.for_device(config.data, self.device)
+        self.lines = RunLines(config, self.output, self.meter, self.clock, signs, advice)
         on_main(lambda: claim_run_folder(config))
 
     def run(self) -> None:
@@ -117,6 +116,8 @@ class Trainer:
         config = self.config
         with ExitStack() as stack:
             on_main(lambda: stack.enter_context(sole_owner(config, self.output)))
+            log = stack.enter_context(RankLog(self.output))
+            self.watchdog = stack.enter_context(self._watchdog(log))
             stack.enter_context(self.stop)
             stack.callback(self.checkpoints.settle)
             newest = on_main(self.checkpoints.latest)
@@ -126,30 +127,44 @@ class Trainer:
                 on_main(lambda: self._publish_teacher(newest))  # a kill may have held it back
             else:
                 self.initialisation.fill(self.pair)
-            on_main(lambda: self._open_log(stack))
-            self._recall_monitor()
+            on_main(lambda: self.lines.open(stack, self.state.step))
+            self.lines.recall()
             self._announce(newest)
             if newest is None:
                 self._save(required=True)
             self._loop()
             self.log.say(f"done: {config.steps} steps; teacher in {self.output / 'teacher.pth'}")
 
+    @property
+    def log(self) -> RunLogger | SilentLogger:
+        """Where the run speaks; silent on all ranks but the first."""
+        return self.lines.log
+
+    def _watchdog(self, log: RankLog) -> HangWatchdog:
+        group = 60 * self.config.parallel.timeout_minutes if world_size() > 1 else math.inf
+        return HangWatchdog(log.file, 60 * self.config.log.hang_minutes, group, lambda words: self.log.say(words))
+
     def _loop(self) -> None:
         batches = self.loader.batches()
-        self.meter.restart_clock()
+        self.clock.restart()
         while self.state.step < self.config.steps:
-            with self.meter.waiting():
-                drawn = [next(batches).to(self.device) for _ in range(self.config.accumulate)]
+            drawn = [self._draw(batches) for _ in range(self.config.accumulate)]
             targets, report = self.step(drawn)
+            self.clock.step()
+            self.watchdog.completed(self.state.step)
             self.log.advance(self.state.step)
             # Read once: a signal that comes during what follows stops the run after the next step. One stops all ranks.
             stopped_by = int(largest_over_ranks(torch.tensor(self.stop.signal_number or 0))) or None
-            with self.meter.paused():
-                trouble = self._after_step(targets, report, stopping=stopped_by is not None)
+            trouble = self._after_step(targets, report, stopping=stopped_by is not None)
             if trouble:
                 batches = self._roll_back(trouble)
             elif stopped_by is not None and self.state.step < self.config.steps:
                 raise Interrupted(stopped_by, self.state.step)
+
+    def _draw(self, batches: Iterator[PretrainBatch]) -> PretrainBatch:
+        with self.clock.waiting():
+            batch = next(batches)
+        return batch.to(self.device)
 
     def step(self, batches: list[PretrainBatch]) -> tuple[Targets, LossReport]:
         """One optimizer step over ``accumulate`` micro-batches on the device; nothing in it waits for the device.
@@ -184,21 +199,25 @@ class Trainer:
 
     def _after_step(self, targets: Targets, report: LossReport, stopping: bool) -> str:
         """Whatever is due after a step; returns why the run must go back to a good state, or ""."""
-        last = self.state.step == self.config.steps
+        config, last = self.config, self.state.step == self.config.steps
         ending = stopping or last
-        saving = ending or self._due(self.config.checkpoint.every)
-        if self._due(self.config.log.every) or saving:
-            trouble = self._trouble(saving)
+        saving = ending or self._due(config.checkpoint.every)
+        writing, observing = self._due(config.log.every), self._due(config.monitor.every)
+        evaluating = self._due(config.evaluation.every) or (last and config.evaluation.every > 0)
+        if not (saving or writing or observing or evaluating):
+            return ""
+        with self.clock.paused():
+            trouble = self._trouble(saving) if writing or saving else ""
             if trouble:
                 return trouble
-        if self._due(self.config.log.every):
-            self._write_line()
-        if self._due(self.config.monitor.every):
-            self._observe(targets, report)
-        if self._due(self.config.evaluation.every) or (last and self.config.evaluation.every > 0):
-            self._evaluate()
-        if saving:
-            self._save(required=ending)
+            if writing:
+                self.lines.numbers(self.state.step, self.loader.skipped.broken, self.loader.skipped.shards)
+            if observing:
+                self.lines.reading(self.state.step, targets, report)
+            if evaluating:
+                self._evaluate()
+            if saving:
+                self._save(required=ending)
         return ""
 
     def _trouble(self, saving: bool) -> str:
@@ -215,31 +234,13 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return every > 0 and self.state.step % every == 0
 
-    def _write_line(self) -> None:
-        step = self.state.step
-        line: dict[str, Any] = {"step": step, "images": step * self.config.effective_batch}
-        line |= self.meter.read(self.config.effective_batch)
-        files, shards = sum_over_ranks([self.loader.skipped.broken, self.loader.skipped.shards])
-        line |= asdict(self.schedules(step - 1)) | {"skipped_files": files, "skipped_shards": shards}
-        self.log.write(line)
-        self.log.show(line)
-
-    def _observe(self, targets: Targets, report: LossReport) -> None:
-        """Rank 0 reads its own share of the batch."""
-        if is_main():
-            line = self.monitor.observe(self.state.step, targets, report)
-            self.log.write({"step": self.state.step} | line)
-            self.log.say(f"step {self.state.step}: {line['verdict']}: {line['verdict_reason']}")
-
     def _evaluate(self) -> None:
         if not self.evaluates:
             return
+        self.watchdog.excused(self.state.step, "evaluating")
         backbone = self._whole_backbone()
-        if self.evaluate is None or not is_main():
-            return
-        scores = self.evaluate(backbone)
-        self.log.write({"step": self.state.step} | scores)
-        self.log.say(f"step {self.state.step}: " + "  ".join(f"{name} {value:.1f}" for name, value in scores.items()))
+        if self.evaluate is not None and is_main():
+            self.lines.scores(self.state.step, self.evaluate(backbone))
 
     def _whole_backbone(self) -> nn.Module:
         """The teacher's backbone as rank 0 can use it alone."""
@@ -257,23 +258,13 @@ class Trainer:
         self.checkpoints.load(path, tensors)
         self.state.take_over(tensors)
 
-    def _open_log(self, stack: ExitStack) -> None:
-        config = self.config
-        log = RunLogger(self.output, config.log, config.steps, self.state.step, flatten(config))
-        self.log = stack.enter_context(log)
-
-    def _recall_monitor(self) -> None:
-        """A monitor that knows the readings written so far."""
-        past = read_metrics(self.output / "metrics.jsonl") if is_main() else []
-        complaints = [line["complaint"] for line in past if "complaint" in line]
-        self.monitor = Monitor(self.config.monitor, complaints, self.config.optimizer.warmup_steps)
-
     def _save(self, required: bool) -> None:
         """Save; a failure is reported and tried again at the next save, unless this one is ``required``.
 
         A required one is waited for; others end in the background (``checkpoint.asynchronous``).
         """
         step = self.state.step
+        self.watchdog.excused(step, "saving")
         images, beginning = step * self.config.effective_batch, self.initialisation.facts
         description = describe_teacher(self.config, self.pair, step, images, beginning)
         self._end_earlier_save()
@@ -306,6 +297,7 @@ class Trainer:
 
     def _roll_back(self, trouble: str) -> Iterator[PretrainBatch]:
         """Return to the newest good state, but go on with images that the failed stretch did not see."""
+        self.watchdog.excused(self.state.step, "going back")
         self._end_earlier_save()
         path, allowed = on_main(self.checkpoints.latest), self.config.recovery.max_rollbacks
         failed_at, position = self.state.step, self.state.position()
@@ -320,11 +312,12 @@ class Trainer:
         self.rollbacks += 1
         self.guard.streak.zero_()
         on_main(lambda: self.log.go_back(self.state.step))
-        self._recall_monitor()
+        self.lines.recall()
         self.log.say(
             f"step {failed_at}: going back to step {self.state.step} (return {self.rollbacks} of {allowed}), "
             f"on with other images: {trouble}"
         )
+        self.clock.restart()
         return self.loader.batches()
 
     def _announce(self, resumed_from: Path | None) -> None:

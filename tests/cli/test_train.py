@@ -21,28 +21,10 @@ from franca.train.__main__ import main
 from franca.train.config import load_config
 from franca.train.quantities import loss_values
 from franca.train.trainer import Trainer
+from tests.tiny import write_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "franca.train"]
-
-TINY = """\
-steps: 3
-precision: fp32
-device: cpu
-model: {arch: vit_tiny, depth: 2, embed_dim: 32, num_heads: 2, init_values: 1.0}
-heads:
-  nesting: [0.5, 1.0]
-  hidden_dim: 16
-  dino: {prototypes: 16, bottleneck_dim: 8}
-  ibot: {prototypes: 16, bottleneck_dim: 8}
-data:
-  batch_size: 4
-  workers: 0
-  crops: {global_size: 56, local_size: 28, local_count: 2}
-optimizer: {warmup_steps: 1}
-checkpoint: {every: 2}
-log: {every: 1}
-"""
 
 
 def draw_images(folder: Path, count: int = 6) -> Path:
@@ -57,8 +39,8 @@ def place(tmp_path: Path) -> Path:
     """A folder with tiny.yaml, images in two classes, and a place for the run."""
     for label in ("cats", "dogs"):
         draw_images(tmp_path / "images" / label)
-    data = f"data:\n  path: {tmp_path / 'images'}\n"
-    (tmp_path / "tiny.yaml").write_text(TINY.replace("data:\n", data) + f"output: {tmp_path / 'run'}\n")
+    settings = ("steps=3", "device=cpu", "model.depth=2", f"output={tmp_path / 'run'}")
+    write_tiny(tmp_path / "tiny.yaml", tmp_path / "images", *settings)
     return tmp_path
 
 

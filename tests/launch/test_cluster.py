@@ -14,9 +14,9 @@ import pytest
 from franca.launch.job import GONE, job_state
 from franca.launch.slurm import ENDED
 from franca.metrics import read_metrics
+from franca.train.vitals import Vitals
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMING = ("images_per_second", "data_wait")
 PATIENCE = 240  # seconds for anything that a loaded machine does in twenty
 pytestmark = pytest.mark.slow
 Launch = Callable[..., str]
@@ -84,7 +84,7 @@ def log_of(run: Path, job: str, rank: int = 0) -> str:
 
 def numbers(run: Path) -> list[dict[str, Any]]:
     lines = read_metrics(run / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name not in TIMING} for line in lines]
+    return [{name: value for name, value in line.items() if name not in Vitals.names()} for line in lines]
 
 
 def test_two_tasks_requeued_in_the_middle_end_with_the_losses_of_an_uninterrupted_run(

@@ -1,4 +1,4 @@
-"""A run so small that a step takes some ten milliseconds, and what is compared between two of them."""
+"""The tiny run, and what is compared between two of them."""
 
 import resource
 import signal
@@ -15,35 +15,14 @@ from franca.metrics import read_metrics
 from franca.train.checkpoint import leaves
 from franca.train.config import TrainConfig, load_config
 from franca.train.trainer import Trainer
-
-TINY = """\
-steps: 6
-precision: fp32
-model: {arch: vit_tiny, depth: 1, embed_dim: 32, num_heads: 2, init_values: 1.0}
-heads:
-  nesting: [0.25, 0.5, 1.0]
-  hidden_dim: 16
-  dino: {prototypes: 16, bottleneck_dim: 8}
-  ibot: {prototypes: 16, bottleneck_dim: 8}
-data:
-  batch_size: 4
-  workers: 0
-  crops: {global_size: 56, local_size: 28, local_count: 2}
-optimizer: {lr: 1.0e-3, lr_scaling: none, warmup_steps: 1, freeze_last_layer_steps: 1}
-teacher: {momentum: 0.9, temperature_warmup_steps: 3}
-checkpoint: {every: 2}
-monitor: {every: 2}
-log: {every: 1}
-"""
-TIMING = ("images_per_second", "data_wait")
+from franca.train.vitals import Vitals
+from tests.tiny import write_tiny
 
 
 @pytest.fixture(scope="session")
 def tiny_file(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     """The tiny run as a YAML file; its output folder is left to the command line."""
-    file = tmp_path_factory.mktemp("configs") / "tiny.yaml"
-    file.write_text(TINY.replace("data:\n", f"data:\n  path: {images}\n"))
-    return file
+    return write_tiny(tmp_path_factory.mktemp("configs") / "tiny.yaml", images)
 
 
 @pytest.fixture
@@ -66,11 +45,11 @@ def train(tiny: Callable[..., TrainConfig]) -> Callable[..., Trainer]:
 
 @pytest.fixture(scope="session")
 def lines_of() -> Callable[[Path], list[dict[str, Any]]]:
-    """Lines of a run's metrics.jsonl, without what the clock says."""
+    """Lines of a run's metrics.jsonl, without what clock and machine say."""
 
     def read(output: Path) -> list[dict[str, Any]]:
         lines = read_metrics(output / "metrics.jsonl")
-        return [{name: value for name, value in line.items() if name not in TIMING} for line in lines]
+        return [{name: value for name, value in line.items() if name not in Vitals.names()} for line in lines]
 
     return read
 

@@ -16,7 +16,7 @@ from franca.train.config import TrainConfig
 from franca.train.logger import LogConfig, MetricsFile, MissingTracker, RunLogger
 from franca.train.trainer import Trainer
 
-LINE = {"step": 10, "loss": 1.25, "images_per_second": 31.9, "data_wait": 0.257}
+LINE = {"step": 10, "loss": 1.25, "images_per_second": 31.9, "data_wait": 0.257, "tflops": 0.1234, "memory_gb": 1.876}
 
 
 def test_metrics_are_json_lines_that_come_back(tmp_path: Path) -> None:
@@ -94,16 +94,17 @@ def test_without_a_terminal_progress_is_plain_lines_every_ten_seconds(
             log.advance(step)
             log.show(LINE | {"step": step})
         log.say("saved [not markup] " + "x" * 200)
-        log.show({"step": 40, "images_per_second": 31.9, "data_wait": 0.257})
+        log.show(LINE | {"step": 40})
     lines = screen.getvalue().splitlines()
-    assert lines[:2] == [f"step {step}  loss 1.250  32 images/s  26% of the time waiting for data" for step in (10, 30)]
+    chief = "loss 1.250  32 images/s  26% waiting for data  0.123 TFLOP/s  1.88 GB"
+    assert lines[:2] == [f"step {step}  {chief}" for step in (10, 30)]
     assert lines[2] == "saved [not markup] " + "x" * 200, "messages are neither wrapped nor read as markup"
     assert "\x1b" not in screen.getvalue()
 
 
 def test_a_step_without_a_finite_loss_is_shown_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log, screen = quiet_logger(tmp_path, monkeypatch, terminal=False)
-    log.show({"step": 40, "images_per_second": 31.9, "data_wait": 0.257})
+    log.show({name: value for name, value in LINE.items() if name != "loss"} | {"step": 40})
     assert "step 40  no finite loss  32 images/s" in screen.getvalue()
 
 
@@ -115,7 +116,7 @@ def test_a_terminal_shows_a_bar_with_loss_speed_waiting_and_time_left(
         log.advance(10)
         log.show(LINE)
         log.progress.refresh()
-    for words in ("step 10/50", "loss 1.250", "32 images/s", "26% of the time waiting for data", "left"):
+    for words in ("step 10/50", "loss 1.250", "32 images/s", "26% waiting for data", "0.123 TFLOP/s", "left"):
         assert words in screen.getvalue()
 
 
