@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from franca.eval.datasets.base import Layout, inside
+from franca.eval.datasets.base import Layout, WrongLayout, inside
 from franca.eval.datasets.listed import MaskedImages
 from franca.eval.datasets.masks import Numbering
 from franca.eval.datasets.pairs import pair
@@ -21,11 +21,14 @@ def ade20k(path: Path, split: str) -> MaskedImages:
 
 
 def class_names(file: Path) -> list[str]:
-    """The last column of the table that comes with the data; numbers from 1 where it is missing."""
+    """The last column of the table that comes with the data; numbers from 1 where it is missing. Raises WrongLayout."""
     if not file.is_file():
         return [str(number) for number in range(1, CLASSES + 1)]
     rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [row[-1].strip() for row in rows if row[0].strip().isdecimal()]
+    names = [row[-1].strip() for row in rows if row[0].strip().isdecimal()]
+    if len(names) != CLASSES:
+        raise WrongLayout(f"{file} names {len(names)} classes, not {CLASSES}")
+    return names
 
 
 ADE20K = Layout(

@@ -47,7 +47,7 @@ def cifar(path: Path, split: str, reader: Any) -> ArrayImages:
     """One split of either; torchvision checks the files' MD5 before it reads them. Raises WrongLayout."""
     try:
         dataset = reader(path, train=split != "test")
-    except (RuntimeError, OSError) as error:
+    except RuntimeError as error:
         raise WrongLayout(f"its files can't be read ({said_by(error)})") from error
     held = held_out(dataset.targets)
     kept = [place for place in range(len(held)) if split in ("trainval", "test") or held[place] == (split == "val")]

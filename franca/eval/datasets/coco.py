@@ -1,6 +1,8 @@
 """COCO 2017 in groups: 12 of things (from panoptic masks) and 15 of stuff, as Ziegler and Asano (2022) score them."""
 
 import json
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +43,28 @@ STUFF_GROUPS = {
 class PanopticImages(MaskedImages):
     """Images whose masks number segments; a table says of each image which segment is of which class.
 
-    segments, classes: of all images in a row; ends: (N + 1,) int64, where each image's own end.
+    listing: the JSON file with that table; tables: for each image, segment -> class number.
+    segments, numbers: of all images in a row; ends: (N + 1,) int64, where each image's own end.
     """
 
     def __init__(
-        self, root: Path, names: list[str], masks: list[str], groups: list[str], tables: list[dict[int, int]]
+        self,
+        root: Path,
+        names: list[str],
+        masks: list[str],
+        groups: list[str],
+        listing: Path,
+        tables: list[dict[int, int]],
     ) -> None:
         super().__init__(root, names, masks, groups, read_segments)
+        self.listing = listing
         self.ends = np.cumsum([0, *map(len, tables)])
         self.segments = np.array([segment for table in tables for segment in table], np.uint32)
         self.numbers = np.array([number for table in tables for number in table.values()], np.uint8)
+
+    def files(self) -> Iterator[str]:
+        """Paths of all files that the images and their masks are read from."""
+        return chain(super().files(), [str(self.listing)])
 
     def _classes_of(self, index: int, file: Path) -> NDArray[np.uint8]:
         part = slice(self.ends[index], self.ends[index + 1])
@@ -74,35 +88,41 @@ def coco_things(path: Path, split: str) -> PanopticImages:
     """Things by COCO's 12 supercategories, in the order of their names; all else is void. Raises WrongLayout."""
     images = _images(path, split)
     panoptic = need(path / f"annotations/panoptic_{split}2017.json")
-    groups, number_of, annotations = _read_panoptic(panoptic)
-    names = [f"{Path(annotation['file_name']).stem}.jpg" for annotation in annotations]
+    groups, tables = _read_panoptic(panoptic)
+    names = [f"{Path(mask).stem}.jpg" for mask in tables]
     check_files(images, names)
-    check_files(panoptic.with_suffix(""), [annotation["file_name"] for annotation in annotations])
+    check_files(panoptic.with_suffix(""), list(tables))
     return PanopticImages(
         path,
         [str((images / name).relative_to(path)) for name in names],
-        [f"annotations/panoptic_{split}2017/{annotation['file_name']}" for annotation in annotations],
+        [f"annotations/panoptic_{split}2017/{mask}" for mask in tables],
         groups,
-        [{item["id"]: number_of[item["category_id"]] for item in each["segments_info"]} for each in annotations],
+        panoptic,
+        list(tables.values()),
     )
 
 
-def _read_panoptic(file: Path) -> tuple[list[str], dict[int, int], list[dict[str, Any]]]:
-    """Names of the groups, category -> number of its group (VOID for stuff), annotations by file name."""
+def _read_panoptic(file: Path) -> tuple[list[str], dict[str, dict[int, int]]]:
+    """Names of the groups, and for each mask file, by name, segment -> number of its group (VOID for stuff)."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        categories, annotations = content["categories"], content["annotations"]
+        categories = content["categories"]
         groups = sorted({category["supercategory"] for category in categories if category["isthing"]})
         number_of = {
             category["id"]: groups.index(category["supercategory"]) if category["isthing"] else VOID
             for category in categories
         }
-        annotations = sorted(annotations, key=lambda annotation: annotation["file_name"])
+        tables = {
+            annotation["file_name"]: {
+                item["id"]: number_of[item["category_id"]] for item in annotation["segments_info"]
+            }
+            for annotation in sorted(content["annotations"], key=lambda annotation: str(annotation["file_name"]))
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise WrongLayout(f"{file} is no panoptic annotation of COCO ({type(error).__name__}: {error})") from error
     if len(groups) != THING_GROUPS:
         raise WrongLayout(f"{file} has {len(groups)} supercategories of things, not {THING_GROUPS}")
-    return groups, number_of, annotations
+    return groups, tables
 
 
 def coco_stuff(path: Path, split: str) -> MaskedImages:

@@ -1,5 +1,6 @@
 """ImageNet-1K and the sets that test its classifiers: numbers, candidates, label sets, and truths of flat folders."""
 
+import json
 from importlib.resources import files
 from pathlib import Path
 
@@ -96,6 +97,21 @@ def test_truths_that_say_too_little(flat: Path) -> None:
         open_split(f"imagenet:{flat}", None, "test", "classification")
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("val.txt", "one two three"),
+        ("val.txt", f"{val_name(1)} x"),
+        ("LOC_val_solution.csv", "a,b"),
+        ("val.txt", "\xff"),
+    ],
+)
+def test_truths_of_another_form(flat: Path, file, content) -> None:
+    (flat / file).write_bytes(content.encode("latin-1"))
+    with pytest.raises(EvalError, match=r"the layout imagenet expects\nPATH/"):
+        open_split(f"imagenet:{flat}", None, "test", "classification")
+
+
 def test_an_image_of_another_name(flat: Path) -> None:
     picture(flat / "val/holiday.jpg")
     caffe(flat)
@@ -141,6 +157,17 @@ class TestSubsets:
         opened = open_split(f"{name}:{data}", None, "test", "classification")
         assert opened.source.labels == opened.candidates == list(range(3, 1000, 5))
 
+    @pytest.mark.parametrize("letter", ["a", "r"])
+    def test_the_official_folders_are_the_classes_that_others_restrict_to(self, tmp_path: Path, letter) -> None:
+        pytest.importorskip("timm")
+        tables = files("timm.data._info")
+        synsets, indices = (
+            (tables / f"imagenet_{letter}_{kind}.txt").read_text().split() for kind in ("synsets", "indices")
+        )
+        class_folders(tmp_path / f"imagenet-{letter}", dict.fromkeys(synsets, 1))
+        opened = open_split(f"imagenet_{letter}:{tmp_path}", None, "test", "classification")
+        assert opened.candidates == sorted(map(int, indices))
+
     def test_some_folders_only(self, tmp_path: Path) -> None:
         class_folders(tmp_path / "imagenet-a", dict.fromkeys(self.WNIDS[:7], 1))
         with pytest.raises(EvalError, match="holds images of 7 wnids, not 200: unpack it again"):
@@ -171,6 +198,17 @@ class TestReal:
         }  # in whatever order the folders bring
         assert found == {val_name(1): [5], val_name(3): [7, 2]}
         assert sorted(opened.source.labels) == [5, 7]
+
+    def test_the_published_file(self, tmp_path: Path) -> None:
+        pytest.importorskip("timm")
+        published = (files("timm.data._info") / "imagenet_real_labels.json").read_text()
+        (tmp_path / "real.json").write_text(published)
+        sets = json.loads(published)
+        assert (len(sets), sum(map(bool, sets))) == (50_000, 46_837)
+        for number in (1, 2, 3, 50_000):
+            picture(tmp_path / "val" / val_name(number))
+        opened = open_split(f"imagenet_real:{tmp_path}", None, "test", "classification")
+        assert opened.label_sets == [sets[number - 1] for number in (1, 2, 3, 50_000) if sets[number - 1]]
 
     def test_more_images_than_entries(self, real: Path) -> None:
         picture(real / "val" / val_name(9))

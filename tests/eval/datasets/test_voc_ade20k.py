@@ -100,6 +100,12 @@ def test_ade20k_without_names(ade) -> None:
     assert (len(classes), classes[0], classes[-1]) == (150, "1", "150")
 
 
+def test_ade20k_with_names_of_another_table(ade) -> None:
+    text(ade / "ADEChallengeData2016/objectInfo150.txt", "1\t0.1\t10\t1\twall")
+    with pytest.raises(EvalError, match=r"objectInfo150.txt names 1 classes, not 150"):
+        open_split(f"ade20k:{ade}", None, "test", "segmentation")
+
+
 def test_ade20k_refuses_masks_of_the_full_set(ade) -> None:
     numbers(ade / "ADEChallengeData2016/annotations/validation/ADE_val_00000001.png", [151])
     with pytest.raises(EvalError, match=r"holds 151, .*0 to 150 are known"):
