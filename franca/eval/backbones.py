@@ -96,8 +96,9 @@ class Backbone:
     def hash(self) -> str:
         """sha256 of all that decides the features: tensors, settings, RASA, mean and std. The same in every process.
 
-        A function without tensors is known by its name alone, module:function: features in a cache outlive a change of
-        what it does, so that it needs another name, or the cache another folder.
+        A function, whatever network it uses within, is known by its name alone, module:function: stored features
+        outlive a change of what it does, after which it needs another name, or the cache another folder. A network
+        (nn.Module) is known by its tensors as well.
         """
         tensors = _tensors("model", self.model) | _tensors("rasa", self.rasa)
         decisive = [self.source, settings_of(self.model), hash_tensors(tensors), self.mean, self.std]

@@ -5,10 +5,11 @@ Legend: B images of H x W pixels, T tokens, D width, h x w patches.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from franca.eval.errors import EvalError
-from franca.eval.networks import Network, features_of, library_of
+from franca.eval.networks import Network, features_of, library_of, refused_sizes, size_of
 from franca.eval.tokens import has_class_token, patch_size_of, prefix_tokens, read_tokens
 
 # Attention without anything that changes its weights between query, key and softmax.
@@ -36,10 +37,12 @@ def class_token_attention(model: Network, images: Tensor, name: str = "the netwo
             f"{name} has no attention of a class token that can be read: it takes a ViT of Franca, DINOv2, timm or "
             "transformers with a class token, without rotary positions"
         )
-    query, key = _query_and_key(model, attention, images)
-    weights = (query[:, :, :1] @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(dim=-1)  # (B, heads, 1, T)
-    size = images.shape[-2], images.shape[-1]
-    read = read_tokens(weights[:, :, 0].transpose(1, 2), size, name, prefix_tokens(model), patch_size_of(model))
+    with refused_sizes(images, name):
+        query, key = _query_and_key(model, attention, images)
+    with torch.autocast(images.device.type, enabled=False):
+        logits = query[:, :, :1] @ key.transpose(-2, -1) * query.shape[-1] ** -0.5  # (B, heads, 1, T)
+        weights = logits[:, :, 0].softmax(dim=-1).transpose(1, 2)
+    read = read_tokens(weights, size_of(images), name, prefix_tokens(model), patch_size_of(model))
     return read.patches.permute(0, 3, 1, 2)
 
 

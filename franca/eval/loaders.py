@@ -1,9 +1,10 @@
 """Networks by name, from every place that holds them; each of its library's own class, in eval mode, on the CPU."""
 
 import contextlib
+import functools
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,31 +71,39 @@ def _franca(asked: ModelName) -> Loaded:
     options: dict[str, Any] = {"img_size": asked.img_size, "use_rasa_head": asked.rasa == "inside"}
     if asked.rasa not in (None, "inside"):
         options["RASA_local_state_dict"] = asked.rasa
-    try:
+    with _in_words(asked):
         if asked.name in ENTRY_POINTS:
             return Loaded(load_model(asked.name, weights=asked.weights, **options))
         file = _checkpoint(asked)
-        return _normalised(load_model(checkpoint=file, num_heads=asked.num_heads, **options), file, asked)
-    except DownloadError as error:
-        raise EvalError(f"{asked.said}: {error}. A file that is there already can be named instead") from None
-    except CheckpointError:
-        raise
-    except ValueError as error:  # no such published weights, a size that patches don't divide
-        raise EvalError(f"{asked.said}: {error}") from error
+        about = describe(file, asked.num_heads)
+        model = load_model(checkpoint=file, num_heads=asked.num_heads, **options)
+        return Loaded(model, about.get("mean", IMAGENET_MEAN), about.get("std", IMAGENET_STD))
 
 
 def _untrained(asked: ModelName) -> Loaded:
     """The architecture as training would begin with it, the same each time."""
-    with torch.random.fork_rng(devices=[]):
+    with _in_words(asked), torch.random.fork_rng(devices=[]):
         torch.manual_seed(UNTRAINED_SEED)
         if asked.name in ENTRY_POINTS:
-            return Loaded(
-                load_model(asked.name, pretrained=False, weights=asked.weights, img_size=asked.img_size),
-            )
-        file = _checkpoint(asked)
-        config = describe(file, asked.num_heads)["backbone"]
+            options: dict[str, Any] = {"weights": asked.weights, "img_size": asked.img_size}
+            return Loaded(load_model(asked.name, pretrained=False, **options))
+        about = describe(_checkpoint(asked), asked.num_heads)
         changed = {} if asked.img_size is None else {"img_size": asked.img_size}
-        return _normalised(VisionTransformer(**config | changed), file, asked)
+        model = VisionTransformer(**about["backbone"] | changed)
+        return Loaded(model, about.get("mean", IMAGENET_MEAN), about.get("std", IMAGENET_STD))
+
+
+@contextlib.contextmanager
+def _in_words(asked: ModelName) -> Iterator[None]:
+    """What the hub raises for a model that can't be had so, with how the user named it."""
+    try:
+        yield
+    except DownloadError as error:
+        raise EvalError(f"{asked.said}: {error}. A file that is there already can be named instead") from None
+    except (CheckpointError, EvalError):
+        raise
+    except ValueError as error:  # no such published weights, a size that patches don't divide
+        raise EvalError(f"{asked.said}: {error}") from error
 
 
 def _checkpoint(asked: ModelName) -> Path:
@@ -108,16 +117,15 @@ def _checkpoint(asked: ModelName) -> Path:
     return path / TEACHER if (path / TEACHER).is_file() else path
 
 
-def _normalised(model: nn.Module, file: Path, asked: ModelName) -> Loaded:
-    about = describe(file, asked.num_heads)
-    return Loaded(model, about.get("mean", IMAGENET_MEAN), about.get("std", IMAGENET_STD))
-
-
 def _timm(asked: ModelName) -> Loaded:
     timm = _library("timm", asked)
+    create = functools.partial(timm.create_model, asked.name, pretrained=True, num_classes=0)
     try:
-        model = timm.create_model(asked.name, pretrained=True, num_classes=0, dynamic_img_size=True)
-    except (RuntimeError, TypeError, OSError) as error:  # no such model, no weights, no ViT that takes other sizes
+        try:
+            model = create(dynamic_img_size=True)
+        except TypeError:  # networks that take any size as they are, or one alone
+            model = create()
+    except (RuntimeError, TypeError, OSError) as error:  # no such model, no weights
         raise EvalError(
             f"timm can't make {asked.said}: {error}. A folder with its config.json and weights is named as "
             f"{LOCAL_DIR}FOLDER"
@@ -129,7 +137,9 @@ def _timm(asked: ModelName) -> Loaded:
 def _transformers(asked: ModelName) -> Loaded:
     transformers = _library("transformers", asked)
     try:
-        model = transformers.AutoModel.from_pretrained(asked.name)
+        with torch.random.fork_rng(devices=[]):  # what a file doesn't hold, such as a pooler, is drawn: always the same
+            torch.manual_seed(UNTRAINED_SEED)
+            model = transformers.AutoModel.from_pretrained(asked.name)
     except (OSError, ValueError) as error:
         raise EvalError(
             f"transformers can't load {asked.said}: {error}. A folder with its config.json and weights does as well"

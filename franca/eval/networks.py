@@ -4,19 +4,19 @@ Legend: B images of C channels and H x W pixels, h x w patches, D width.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from franca.eval.errors import EvalError
-from franca.eval.tokens import Tokens, has_class_token, patch_size_of, prefix_tokens, read_tokens
+from franca.eval.tokens import Size, Tokens, has_class_token, patch_size_of, prefix_tokens, read_tokens
 from franca.models import VisionTransformer
 
 LIBRARIES = ("timm", "transformers", "dinov2", "dinov3")
 
 Network = Callable[..., Any]
-Layers = list[tuple[Tensor, Tensor | None]]  # of each block patches (B, D, h, w) and class token (B, D)
 
 
 def last_tokens(model: Network, images: Tensor, blocks: int = 1, name: str = "the network") -> list[Tokens]:
@@ -35,25 +35,34 @@ def last_tokens(model: Network, images: Tensor, blocks: int = 1, name: str = "th
         EvalError: the network takes no images of this size, has fewer blocks or can't tell them apart, or returns
             something else than one token per patch.
     """
-    size = images.shape[-2], images.shape[-1]
     depth = blocks_of(model)
     if not 1 <= blocks <= depth:
         more = "" if depth > 1 else " (a function tells its last block alone)"
         raise EvalError(f"{name}: the last {blocks} blocks were asked for, there are 1 to {depth} to be had{more}")
+    with refused_sizes(images, name):
+        outputs = _SEVERAL[_interface(model)](model, images, blocks) if blocks > 1 else [features_of(model, images)]
+    if getattr(model, "output_fmt", "") == "NHWC":  # timm's Swin and its kin
+        outputs = [output.permute(0, 3, 1, 2) for output in outputs]
+    prefix = prefix_tokens(model)
+    with_class = prefix is None or has_class_token(model)
+    return [read_tokens(output, size_of(images), name, prefix, patch_size_of(model), with_class) for output in outputs]
+
+
+@contextmanager
+def refused_sizes(images: Tensor, name: str) -> Iterator[None]:
+    """EvalError with the size of the images (B, C, H, W) for what a network says of a size that it doesn't take."""
     try:
-        if blocks > 1:
-            layers = _LAYERS[_interface(model)](model, images, blocks)
-            return [_tokens(patches, cls, has_class_token(model)) for patches, cls in layers]
-        output = features_of(model, images)
+        yield
     except EvalError:
         raise
     except (AssertionError, ValueError) as error:  # how timm, and how Franca and transformers refuse a size
-        raise EvalError(f"{name} takes no images of {size[0]} x {size[1]} pixels ({error})") from error
-    if getattr(model, "output_fmt", "") == "NHWC":  # timm's Swin and its kin
-        output = output.permute(0, 3, 1, 2)
-    prefix = prefix_tokens(model)
-    with_class = prefix is None or has_class_token(model)
-    return [read_tokens(output, size, name, prefix, patch_size_of(model), with_class)]
+        height, width = size_of(images)
+        raise EvalError(f"{name} takes no images of {height} x {width} pixels ({error})") from error
+
+
+def size_of(images: Tensor) -> Size:
+    """Height and width of images (B, C, H, W)."""
+    return images.shape[-2], images.shape[-1]
 
 
 def features_of(model: Network, images: Tensor) -> Any:
@@ -116,38 +125,31 @@ def _last_norm(model: Any) -> Any:
     return getattr(model, "layernorm", None) or getattr(model, "norm", None)
 
 
-def _dinov2_layers(model: Any, images: Tensor, blocks: int) -> Layers:
+def _dinov2_blocks(model: Any, images: Tensor, blocks: int) -> list[Any]:
     """Of Franca, and of DINOv2's and DINOv3's own code."""
-    return list(model.get_intermediate_layers(images, n=blocks, reshape=True, return_class_token=True, norm=True))
+    found = model.get_intermediate_layers(images, n=blocks, reshape=True, return_class_token=True, norm=True)
+    return [{"x_norm_clstoken": cls, "x_norm_patchtokens": patches} for patches, cls in found]
 
 
-def _timm_layers(model: Any, images: Tensor, blocks: int) -> Layers:
+def _timm_blocks(model: Any, images: Tensor, blocks: int) -> list[Any]:
     options = {"return_prefix_tokens": True, "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
     found = model.forward_intermediates(images, indices=blocks, **options)
     if not model.num_prefix_tokens:
-        return [(patches, None) for patches in found]
-    return [(patches, prefix[:, 0]) for patches, prefix in found]
+        return list(found)
+    return [{"x_norm_clstoken": prefix[:, 0], "x_norm_patchtokens": patches} for patches, prefix in found]
 
 
-def _transformers_layers(model: Any, images: Tensor, blocks: int) -> Layers:
+def _transformers_blocks(model: Any, images: Tensor, blocks: int) -> list[Any]:
     """Hidden states through the last norm; the last block's are what the network returns."""
-    output = model(images, output_hidden_states=True, **_any_size(model))
-    norm = _last_norm(model)
-    states = [norm(state) for state in output.hidden_states[-blocks:-1]] + [output.last_hidden_state]
-    name, size = type(model).__name__, (images.shape[-2], images.shape[-1])
-    read = [read_tokens(state, size, name, prefix_tokens(model), patch_size_of(model)) for state in states]
-    return [(tokens.patches.permute(0, 3, 1, 2), tokens.cls) for tokens in read]
+    output, norm = model(images, output_hidden_states=True, **_any_size(model)), _last_norm(model)
+    return [norm(state) for state in output.hidden_states[-blocks:-1]] + [output.last_hidden_state]
 
 
-_LAYERS: dict[str, Callable[[Any, Tensor, int], Layers]] = {
-    "dinov2": _dinov2_layers,
-    "timm": _timm_layers,
-    "transformers": _transformers_layers,
+_SEVERAL: dict[str, Callable[[Any, Tensor, int], list[Any]]] = {
+    "dinov2": _dinov2_blocks,
+    "timm": _timm_blocks,
+    "transformers": _transformers_blocks,
 }
-
-
-def _tokens(patches: Tensor, cls: Tensor | None, with_class: bool) -> Tokens:
-    return Tokens(cls.float() if cls is not None and with_class else None, patches.permute(0, 2, 3, 1).float())
 
 
 def _any_size(forward: Network) -> dict[str, bool]:

@@ -79,7 +79,7 @@ def read_tokens(
         first = output.get("x_norm_clstoken")
         patches = _tensor(output["x_norm_patchtokens"], name)
         grid = patches.permute(0, 2, 3, 1) if patches.ndim == 4 else _grid(patches, size, name, 0, patch_size)[0]
-        return Tokens(first.float() if isinstance(first, Tensor) else None, grid.float())
+        return Tokens(first.float() if cls and isinstance(first, Tensor) else None, grid.float())
     tokens = _tensor(output, name)
     if tokens.ndim == 4:  # maps may overlap: nothing is known of their patches
         return Tokens(None, tokens.permute(0, 2, 3, 1).float())

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from franca.data.errors import UnreadableImage
 from franca.eval.protocols.position import grid_positions
 from franca.hub import save_teacher
-from franca.models import VisionTransformer
+from tests.small_networks import build_network
 
 
 @dataclass(frozen=True)
@@ -39,38 +38,6 @@ def plant(images: int = 120, side: int = 6, width: int = 24, strength: float = 2
 def planted() -> Callable[..., Planted]:
     """`planted(images=…, strength=…, seed=…)`."""
     return plant
-
-
-def build_network(kind: str, registers: int = 0) -> nn.Module:
-    """A small untrained network of 2 blocks for images of 56 pixels, patches of 14, width 32."""
-    torch.manual_seed(0)
-    if kind == "franca":
-        model: Any = VisionTransformer(
-            img_size=56, embed_dim=32, depth=2, num_heads=2, init_values=1.0, num_register_tokens=registers
-        )
-        nn.init.normal_(model.pos_embed)
-    elif kind == "timm":
-        import timm.models.vision_transformer as timm_vit
-
-        model = timm_vit.VisionTransformer(
-            img_size=56, patch_size=14, embed_dim=32, depth=2, num_heads=2, num_classes=0, dynamic_img_size=True,
-            reg_tokens=registers,
-        )  # fmt: skip
-    else:
-        import transformers
-
-        sizes = {
-            "image_size": 56, "patch_size": 14, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2
-        }  # fmt: skip
-        if registers:
-            config = transformers.Dinov2WithRegistersConfig(**sizes, num_register_tokens=registers)
-            model = transformers.Dinov2WithRegistersModel(config)
-        else:
-            model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes))
-    for name, parameter in model.named_parameters():
-        if "norm" in name:
-            nn.init.normal_(parameter, 1.0, 0.3)  # no norm that does nothing
-    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")
