@@ -1,9 +1,11 @@
 """CamVid: 32 colours to 11 classes, splits that follow the drives, and SegNet's layout."""
 
+import pickle
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from franca.eval.datasets import VOID, open_split
 from franca.eval.datasets.camvid import CLASSES, COLOURS, VOID_COLOUR, split_of
@@ -65,6 +67,11 @@ def test_the_original_layout(original: Path) -> None:
         "val": ["0016E5_07959"],
         "test": ["0001TP_008550", "Seq05VD_f00000"],
     }
+
+
+def test_a_worker_process_gets_the_same(original: Path) -> None:
+    source = open_split(f"camvid:{original}", "val", "test", "segmentation").source
+    assert torch.equal(pickle.loads(pickle.dumps(source)).mask(0), source.mask(0))
 
 
 def test_an_unknown_colour_is_named(original: Path) -> None:

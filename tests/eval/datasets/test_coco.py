@@ -1,9 +1,11 @@
 """COCO in groups: panoptic masks to 12 groups of things, stuff masks of three kinds to 15 groups."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from franca.eval.datasets import VOID, open_split
@@ -53,6 +55,15 @@ def test_things_by_group(things: Path) -> None:
     person, vehicle, indoor = (GROUPS.index(group) for group in ("person", "vehicle", "indoor"))
     assert source.mask(0).tolist() == in_turn([VOID, person, vehicle, vehicle, indoor, VOID])
     assert source.mask(1).tolist() == in_turn([VOID, vehicle, VOID])
+
+
+def test_a_worker_process_gets_the_same(things: Path) -> None:
+    source = open_split(f"coco_things:{things}", None, "test", "segmentation").source
+    sent = pickle.loads(pickle.dumps(source))
+    for index in range(2):
+        assert sent.name(index) == source.name(index)
+        assert torch.equal(sent.mask(index), source.mask(index))
+        assert torch.equal(sent.load(index), source.load(index))
 
 
 def test_images_may_lie_in_a_folder_of_their_own(things: Path) -> None:
