@@ -10,6 +10,7 @@ from pathlib import Path
 import duckdb
 import pytest
 import torch
+from PIL import Image
 
 from franca.hub import load, save_teacher
 from franca.hub.convert import convert
@@ -106,15 +107,32 @@ def save_imagenet(folder: Path, images: Path) -> None:
             path.unlink()
 
 
+def save_evaluation(folder: Path, images: Path) -> None:
+    """imagenette/ with class folders, camvid/ with masks: brighter pixels are the second class."""
+    for number, split in enumerate(("train", "val")):
+        for file in sorted(images.rglob("*.png"))[number::2]:
+            target = folder / "imagenette" / split / file.relative_to(images)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+            name = f"{file.parent.name}_{file.name}"
+            for kind in ("images", "masks"):
+                (folder / "camvid" / kind / split).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, folder / "camvid/images" / split / name)
+            with Image.open(file) as image:
+                image.convert("L").point(lambda value: int(value > 127)).save(folder / "camvid/masks" / split / name)
+    (folder / "camvid/classes.txt").write_text("0 dark\n1 bright\n")
+
+
 @pytest.fixture(scope="session")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """weights/, runs/, VOCdevkit/, laion/, ImageNet's tars, timm/, transformers/, hub/ (for torch.hub), features.pt."""
+    """weights/, runs/, data sets, ImageNet's tars, timm/, transformers/, hub/ (for torch.hub), features.pt."""
     folder = tmp_path_factory.mktemp("stand_ins")
     save_released(folder / "weights")
     save_runs(folder / "runs")
     save_voc(folder / "VOCdevkit", images)
     save_laion(folder / "laion", images)
     save_imagenet(folder, images)
+    save_evaluation(folder, images)
     checkpoint = folder / "weights/dinov2_vitb14_pretrain.pth"
     for library in ("timm", "transformers"):
         convert(checkpoint, folder / library, library)

@@ -34,7 +34,10 @@ from franca.data.sources.listing import KEPT_FROM
 from franca.train.build import OPERATIONAL
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "training.md", "dataset_prep.md", "model_card.md", "rasa/README.md", "CONTRIBUTING.md")
+DOCUMENTS = (
+    *("README.md", "training.md", "dataset_prep.md", "model_card.md", "rasa/README.md", "CONTRIBUTING.md"),
+    "docs/evaluation.md",
+)
 BIN = Path(sys.executable).parent
 TIMEOUT = 300  # seconds for one block
 
@@ -45,6 +48,8 @@ PLACEHOLDERS = {
     "/path/to/images": "{images}",
     "/path/to/imagenette/train": "{images}",
     "/path/to/imagenette/val": "{images}",
+    "/path/to/imagenette": "{stand_ins}/imagenette",
+    "/path/to/camvid": "{stand_ins}/camvid",
     "/path/to/VOCdevkit": "{stand_ins}/VOCdevkit",
     "/path/to/laion": "{stand_ins}/laion",
     "/path/to/ILSVRC2012_img_train.tar": "{stand_ins}/ILSVRC2012_img_train.tar",
@@ -90,6 +95,8 @@ PUBLISH = (
     '--licence "CC BY-NC 4.0" --with-state'
 )
 PREPARE = ".venv/bin/franca prepare"
+KNN = "knn --model runs/quickstart/teacher.pth --data folder:/path/to/imagenette"
+SMALL_KNN = "size=28 resize=28 ks=[3]"
 PRETRAIN = ".venv/bin/python -m franca.train --config configs/pretrain/vitb14_in21k.yaml"
 
 COMMANDS = {
@@ -201,6 +208,27 @@ COMMANDS = {
         f"{PREPARE} apply /path/to/laion/shards --lists duplicates/dropped.tsv contaminated/dropped.tsv "
         "--output laion_clean"
     ): Run(),
+    # docs/evaluation.md
+    f".venv/bin/python -m franca.eval {KNN}": Run(SMALL_KNN),
+    ".venv/bin/franca eval --help": Run(),
+    ".venv/bin/franca eval in_context --help": Run(),
+    ".venv/bin/franca eval knn --model weights/franca_vitb14_In21K.pth --data folder:/path/to/imagenette --slice all": (
+        Run(SMALL_KNN)
+    ),
+    (
+        ".venv/bin/franca eval in_context --model weights/franca_vitb14_In21K.pth --rasa inside "
+        "--data segmentation_folder:/path/to/camvid"
+    ): Run("size=28 neighbours=3"),
+    ".venv/bin/franca eval linear --model weights/franca_vitb14_In21K.pth --data folder:/path/to/imagenette": Run(
+        "size=28 resize=28 steps=3 batch_size=4"
+    ),
+    ".venv/bin/franca eval pictures --model runs/quickstart/teacher.pth --data /path/to/images size=224": Run(
+        "images=2 size=56"
+    ),
+    ".venv/bin/franca eval compare results --output comparison": Run(
+        instead=f".venv/bin/franca eval {KNN} {SMALL_KNN} && .venv/bin/franca eval compare results --output comparison"
+    ),
+    f".venv/bin/torchrun --nproc-per-node 2 -m franca.eval {KNN}": Run(SMALL_KNN),
     # CONTRIBUTING.md
     "make format": Run(instead="make -n format"),
     "make lint types": Run(instead="make -n lint types"),
@@ -264,7 +292,7 @@ def place_files(folder: Path, stand_ins: Path, text: str) -> None:
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A working folder that looks like a clone: links to all that is not ignored, hidden or made by a run."""
-    made_here = {"runs", "releases", "report", "build", "weights"}
+    made_here = {"runs", "releases", "report", "results", "comparison", "build", "weights"}
     for path in ROOT.iterdir():
         if path.name not in made_here and not path.name.startswith(".") and path.suffix != ".egg-info":
             (tmp_path / path.name).symlink_to(path)
