@@ -80,7 +80,7 @@ def nearest(
     Raises:
         EvalError: k outside 1..N, widths that differ, features that are not finite, or an engine that isn't there.
     """
-    asked, held = (_rows(side, cosine) for side in (queries, memory))
+    asked, held = (as_rows(side, cosine) for side in (queries, memory))
     if asked.width != held.width or not 1 <= k <= len(held):
         raise EvalError(
             f"{k} neighbours of {len(asked)} rows of width {asked.width} among {len(held)} rows of width {held.width}: "
@@ -116,7 +116,8 @@ def choose_search(engine: str, device: torch.device, count: int, products: int) 
     return _with_torch
 
 
-def _rows(side: Tensor | Rows, cosine: bool) -> Rows:
+def as_rows(side: Tensor | Rows, cosine: bool) -> Rows:
+    """Queries or a memory, of length 1 if asked."""
     return Rows((side,), unit=cosine) if isinstance(side, Tensor) else Rows(side.parts, unit=cosine or side.unit)
 
 
@@ -147,7 +148,7 @@ def _search_held(
     lengths = queries.norm(dim=1)
     if not (lengths.isfinite().all() and longest.isfinite()):
         raise EvalError("features hold NaN or infinity, which have no neighbours: is the model's file whole?")
-    values, index = _compared_again(asked, part, held, found[1], k)
+    values, index = compare_again(asked, part, held, found[1], k)
     if count < len(held):
         rounding = (queries.shape[1] + 16) * 2.0**-24 * lengths * longest  # of an fp32 product, at most
         unsure = values[:, -1].to(device) - found[0].amin(dim=1) <= 2 * rounding
@@ -195,7 +196,7 @@ class _FaissOnDevice:
         return torch.from_numpy(values).to(self.device), torch.from_numpy(index).to(self.device)
 
 
-def _compared_again(asked: Rows, part: slice, held: Rows, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def compare_again(asked: Rows, part: slice, held: Rows, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best of the candidates (Q, c) by fp64 products rounded to fp32, where the memory lies."""
     place = place_of_doubles(held.parts[0].device)
     step = max(1, ELEMENTS // (candidates.shape[1] * held.width))
