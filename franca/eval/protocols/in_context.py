@@ -98,15 +98,17 @@ def run(context: Context, task: Task, config: InContextConfig) -> Iterator[Score
         hungarian(torch.eye(2))  # says what is missing before hours of work
     view = Squash(config.size)
     seeds = config.seeds if config.augment or config.memory else config.seeds[:1]
+    # What all processes do together comes first: the others would wait for the first one's search, and give up.
+    test = Side(task.test, context.store.patches(task.test, view))
+    splits = [augmented(task.train, config.size, seed) if config.augment else task.train for seed in seeds]
+    trains = [Side(split, context.store.patches(split, view)) for split in splits]
+    if not is_main():
+        return
     found: dict[str, list[Tensor]] = {}  # slice -> confusion matrix of every seed
     with ProgressFile(context.output / "in_context.progress") as progress:
-        test = Side(task.test, context.store.patches(task.test, view))
-        for seed in seeds:
-            split = augmented(task.train, config.size, seed) if config.augment else task.train
-            train = Side(split, context.store.patches(split, view))
-            if is_main():
-                for name, confusion in _by_slice(context, config, train, test, seed, progress):
-                    found.setdefault(name, []).append(confusion)
+        for seed, train in zip(seeds, trains, strict=True):
+            for name, confusion in _by_slice(context, config, train, test, seed, progress):
+                found.setdefault(name, []).append(confusion)
     for name, confusions in found.items():
         yield from _scores(config, name, confusions, seeds)
 
@@ -156,7 +158,7 @@ def _confusion(
         predicted = predict_patches(part.flatten(0, 2), memory, config.neighbours, config.temperature, context.device)
         for place, grid in enumerate(predicted.view(*part.shape[:3], classes), start):
             mask = test.mask(place) if config.full_resolution else Squash(config.size).mask(test.mask(place))
-            confusion = confusion + confusion_matrix(predict_pixels(grid, *mask.shape), mask, classes)
+            confusion = confusion + confusion_matrix(predict_pixels(grid, *mask.shape).cpu(), mask, classes)
         progress.keep(what, (start + len(part), confusion))
     return confusion
 

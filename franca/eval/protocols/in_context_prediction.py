@@ -19,12 +19,14 @@ def predict_patches(
 ) -> Tensor:
     """Classes of patches, (Q, D) -> (Q, C) fp32: votes of the neighbours, weighted by softmax(cosine / temperature).
 
-    Neighbours are the memory's rows with the largest cosine; queries of another length find the same ones.
+    Neighbours are the memory's rows with the largest cosine; queries of another length find the same ones. The result
+    lies on ``device``, or where the queries do.
     """
+    device = device or queries.device
     cosine, rows = nearest(queries, memory.features, neighbours, device, cosine=True)
-    weights = (cosine / temperature).softmax(dim=1)
+    weights = (cosine.to(device) / temperature).softmax(dim=1)
     parts = zip(weights.split(WEIGHED_AT_ONCE), rows.split(WEIGHED_AT_ONCE), strict=True)
-    return torch.cat([torch.einsum("qk,qkc->qc", weight, memory.votes(row)) for weight, row in parts])
+    return torch.cat([torch.einsum("qk,qkc->qc", weight, memory.votes(row).to(device)) for weight, row in parts])
 
 
 def predict_pixels(patches: Tensor, height: int, width: int) -> Tensor:
