@@ -63,9 +63,9 @@ def run(context: Context, task: Task, config: KnnConfig) -> Iterator[Score]:
         return
     labels, answers = labels_of(task.train, train), answers_of(task.test, test, task.train)
     _check_ks(config.ks, len(labels))
-    widths = context.widths(train.cls.shape[-1])
-    for slice_name, features in context.track(list(product(widths, config.features)), "k-NN"):
-        memory, queries = (_rows(side, features, widths[slice_name]) for side in (train, test))
+    slices = context.widths(min(train.cls.shape[-1], train.mean_patch.shape[-1]))
+    for slice_name, features in context.track(list(product(slices, config.features)), "k-NN"):
+        memory, queries = (_rows(context, side, features, slice_name) for side in (train, test))
         found = nearest(queries, memory, max(config.ks), context.device, cosine=True)
         for voting, k in product(config.voting, config.ks):
             predicted = vote(*found, labels, k, len(task.train.source.classes), voting, config.temperature, answers)
@@ -148,10 +148,10 @@ def slice_widths(dim: int) -> list[int]:
     return [dim // divisor for divisor in DIVISORS if dim >= divisor]
 
 
-def _rows(side: ImageFeatures, features: str, width: int) -> Rows:
-    """The asked features of the last block, the first ``width`` of each."""
-    parts = {"cls": side.cls, "mean_patch": side.mean_patch}
-    return Rows(tuple(parts[name][:, -1, :width] for name in features.split("+")))
+def _rows(context: Context, side: ImageFeatures, features: str, slice_name: str) -> Rows:
+    """The asked features of the last block, their first part for a slice."""
+    parts = [{"cls": side.cls, "mean_patch": side.mean_patch}[name][:, -1] for name in features.split("+")]
+    return Rows(tuple(part[:, : context.widths(part.shape[1])[slice_name]] for part in parts))
 
 
 def _check(train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor) -> None:

@@ -106,7 +106,7 @@ def run(context: Context, task: Task, config: LinearConfig) -> Iterator[Score]:
     held_out = config.choose_on == "held_out"
     stored = None if config.augment and not held_out else context.store.images(train, view, deepest)
     learn, held = _numbers(train, config) if held_out else (torch.arange(len(train.source)), torch.empty(0))
-    inputs = _inputs(context, config, tests[0].features.cls.shape[-1], deepest)
+    inputs = _inputs(context, config, tests[0].features, deepest)
     reads = [each for kinds in inputs.values() for each in kinds]
     with ProgressFile(context.output / "linear.partial") as progress:
         grid = _train(context, train, config, stored, learn, reads, progress)
@@ -149,16 +149,19 @@ def _deepest(context: Context, config: LinearConfig) -> int:
     return max(told)
 
 
-def _inputs(context: Context, config: LinearConfig, dim: int, deepest: int) -> dict[str, list[HeadInput]]:
+def _inputs(
+    context: Context, config: LinearConfig, features: ImageFeatures, deepest: int
+) -> dict[str, list[HeadInput]]:
     """What classifiers read, by slice."""
+    patch_widths = context.widths(features.mean_patch.shape[-1])
     return {
         name: [
-            HeadInput(blocks, mean_patch, width)
+            HeadInput(blocks, width, patch_widths[name] if mean_patch else 0)
             for blocks in config.blocks
             if blocks <= deepest
             for mean_patch in config.mean_patch
         ]
-        for name, width in context.widths(dim).items()
+        for name, width in context.widths(features.cls.shape[-1]).items()
     }
 
 
@@ -210,9 +213,9 @@ def _best(grid: HeadGrid, kinds: list[HeadInput], choice: TestSet) -> tuple[Line
     reads = head.reads
     logger.info(
         "chosen of %d: rate %.3g, last %d blocks, mean patch %s: %.2f %%",
-        *(len(scored), rate, reads.blocks, reads.mean_patch, score),
+        *(len(scored), rate, reads.blocks, reads.patch_width > 0, score),
     )
-    return head, {"rate": rate, "blocks": reads.blocks, "mean_patch": reads.mean_patch, "score of choice": score}
+    return head, {"rate": rate, "blocks": reads.blocks, "mean_patch": reads.patch_width > 0, "score of choice": score}
 
 
 def _score(head: LinearHead, test: TestSet) -> float:

@@ -21,6 +21,7 @@ from franca.distributed import gather_rows, rank, world_size
 from franca.eval.context import Context
 from franca.eval.errors import EvalError
 from franca.eval.store import ImageFeatures
+from franca.eval.tokens import Tokens
 
 CROP_SCALE = [0.08, 1.0]  # least and largest share of the image's area
 FLIP = 0.5
@@ -95,17 +96,16 @@ def augmented_batches(
         generator=torch.Generator(),  # else the loader draws its seed from the process's random state
     )
     for pixels, labels in loader:
-        tokens = [context.tokens(part, blocks) for part in pixels.split(context.batch_size)]
-        stacked = torch.cat([_stacked(part) for part in tokens])
-        gathered = gather_rows(stacked)[:size]
-        yield Batch(gathered[:, 0], gathered[:, 1], gather_rows(labels.to(context.device))[:size])
+        tokens = [_stacked(context.tokens(part, blocks)) for part in pixels.split(context.batch_size)]
+        own = [torch.cat(parts) for parts in zip(*tokens, strict=True)] + [labels.to(context.device)]
+        yield Batch(*(gather_rows(rows)[:size] for rows in own))
 
 
-def _stacked(tokens: list) -> Tensor:
-    """Class tokens and mean patches of some blocks, (b, 2, blocks, D)."""
+def _stacked(tokens: list[Tokens]) -> tuple[Tensor, Tensor]:
+    """Class tokens and mean patches of some blocks, (b, blocks, D) each."""
     means = [each.patches.mean(dim=(1, 2)) for each in tokens]
     classes = [mean if each.cls is None else each.cls for each, mean in zip(tokens, means, strict=True)]
-    return torch.stack([torch.stack(classes, dim=1), torch.stack(means, dim=1)], dim=1)
+    return torch.stack(classes, dim=1), torch.stack(means, dim=1)
 
 
 class _Shares:

@@ -47,7 +47,7 @@ class HeadGrid:
         self._velocities = [torch.zeros_like(weights) for weights in self._weights]
 
     def _first(self, reads: HeadInput, seed: int) -> Tensor:
-        random = generator("linear head", seed, reads.blocks, int(reads.mean_patch), reads.width)
+        random = generator("linear head", seed, reads.blocks, reads.width, reads.patch_width)
         weight = SPREAD * torch.randn(self.classes, reads.dim, generator=random)
         return torch.cat([weight, torch.zeros(self.classes, 1)], dim=1).repeat(len(self.rates), 1).to(self.device)
 

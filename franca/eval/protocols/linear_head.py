@@ -21,26 +21,25 @@ AT_ONCE = 8192  # rows
 
 @dataclass(frozen=True)
 class HeadInput:
-    """Class tokens of the last blocks side by side, then, if asked, the mean patch of the last (DINOv2).
+    """Class tokens of the last blocks side by side, then the mean patch of the last (DINOv2).
 
     Attributes:
-        blocks: how many. width: of every token, its first features.
+        blocks: how many. width: of every class token, its first features. patch_width: of the mean patch (0: none).
     """
 
     blocks: int
-    mean_patch: bool
     width: int
+    patch_width: int = 0
 
     @property
     def dim(self) -> int:
         """Width of what the classifier reads."""
-        return (self.blocks + self.mean_patch) * self.width
+        return self.blocks * self.width + self.patch_width
 
     def of(self, cls: Tensor, mean_patch: Tensor) -> Tensor:
-        """Both (N, blocks or more, D), the last block last -> (N, dim) fp32."""
+        """(N, blocks or more, D) each, the last block last -> (N, dim) fp32."""
         parts = [cls[:, cls.shape[1] - self.blocks :, : self.width].flatten(1)]
-        if self.mean_patch:
-            parts.append(mean_patch[:, -1, : self.width])
+        parts.append(mean_patch[:, -1, : self.patch_width])
         return torch.cat([part.float() for part in parts], dim=1)
 
 

@@ -103,8 +103,9 @@ def run(context: Context, task: Task, config: LogisticConfig) -> Iterator[Score]
     validation = getattr(task.train.source, "validation", None)
     parts = split_for_choice(train.index, labels, validation, config)
     classes = task.train.source.classes
+    patch_widths = context.widths(train.mean_patch.shape[-1])
     for name, width in context.widths(train.cls.shape[-1]).items():
-        reads = HeadInput(1, config.mean_patch, width)
+        reads = HeadInput(1, width, patch_widths[name] if config.mean_patch else 0)
         rows = _rows(train, labels, reads, config, context.device)
         metric = Answers(labels[parts[1]], mean_per_class=answers.mean_per_class)
         file = f"logistic-{name.replace('/', '_')}"

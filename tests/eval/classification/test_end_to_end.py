@@ -63,8 +63,18 @@ def test_the_probe_learns_from_random_crops(colours, tmp_path) -> None:
     assert scores(tmp_path / "1") == [found]
 
 
+@pytest.mark.parametrize(("protocol", "options"), [("knn", SHORT["knn"]), ("linear", AUGMENTED)])
+def test_class_token_and_patches_may_differ_in_width(protocol, options, colours, tmp_path) -> None:
+    """A thumbnail has 192 values, a patch 588."""
+    command = arguments(protocol, colours, tmp_path, "--slice", "d", "--slice", "d/64", *options)
+    assert main(["pixels" if word == "colour" else word for word in command]) == 0
+    found = scores(tmp_path)
+    assert {name for _, name, *_ in found} == {"d", "d/64"}
+    assert {value for _, name, _, value in found if name == "d"} == {100.0}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("protocol", "options"), [(name, SHORT[name]) for name in SHORT] + [("linear", AUGMENTED)])
+@pytest.mark.parametrize(("protocol", "options"), [("knn", SHORT["knn"]), ("linear", AUGMENTED)])
 def test_two_processes_find_what_one_finds(protocol, options, colours, tmp_path) -> None:
     assert main(arguments(protocol, colours, tmp_path / "one", *options)) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

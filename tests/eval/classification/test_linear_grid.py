@@ -11,7 +11,7 @@ from franca.eval.protocols.linear_grid import HeadGrid
 from franca.eval.protocols.linear_head import HeadInput, LinearHead, load_head, save_head
 from franca.eval.store import ImageFeatures
 
-READS = [HeadInput(1, False, 6), HeadInput(3, True, 6), HeadInput(2, False, 3)]
+READS = [HeadInput(1, 6), HeadInput(3, 6, 5), HeadInput(2, 3)]
 RATES = [0.01, 0.3]
 STEPS, B, CLASSES = 12, 10, 4
 
@@ -54,7 +54,7 @@ def test_equals_sgd_of_each_head_alone() -> None:
 
 
 def test_first_weights_are_small_and_the_same_for_every_rate() -> None:
-    grid = HeadGrid([HeadInput(1, False, 500)], [0.1, 0.2], 40, 1, torch.device("cpu"))
+    grid = HeadGrid([HeadInput(1, 500)], [0.1, 0.2], 40, 1, torch.device("cpu"))
     (first, _), (second, _) = grid.heads()
     assert torch.equal(first.weight, second.weight)
     assert float(first.weight.std()) == pytest.approx(0.01, rel=0.02)
@@ -71,9 +71,9 @@ def test_a_rate_that_diverges_harms_no_other() -> None:
 
 def test_inputs_are_the_last_class_tokens_then_the_mean_patch() -> None:
     cls = torch.arange(24.0).view(1, 4, 6)
-    assert HeadInput(2, True, 2).of(cls, -cls).tolist() == [[12, 13, 18, 19, -18, -19]]
-    assert HeadInput(1, False, 6).of(cls, -cls).tolist() == [[18, 19, 20, 21, 22, 23]]
-    assert HeadInput(2, True, 2).dim == 6
+    assert HeadInput(2, 2, 3).of(cls, -cls).tolist() == [[12, 13, 18, 19, -18, -19, -20]]
+    assert HeadInput(1, 6).of(cls, -cls).tolist() == [[18, 19, 20, 21, 22, 23]]
+    assert HeadInput(2, 2, 3).dim == 7
 
 
 def test_a_restored_grid_goes_on_as_if_nothing_had_happened() -> None:
@@ -104,7 +104,7 @@ def test_every_turn_of_the_order_is_a_permutation() -> None:
 
 def test_a_saved_head_is_read_back(tmp_path) -> None:
     random = torch.Generator().manual_seed(0)
-    head = LinearHead(READS[1], torch.randn(4, 24, generator=random), torch.randn(4, generator=random))
+    head = LinearHead(READS[1], torch.randn(4, 23, generator=random), torch.randn(4, generator=random))
     cls, mean_patch, _ = batches()[0]
     features = ImageFeatures(cls.half(), mean_patch.half(), torch.arange(B), None)
     save_head(tmp_path / "head.pth", head, {"model": "abc", "rate": 0.1}, ["a", "b", "c", "d"])
