@@ -16,6 +16,7 @@ import torch
 
 from franca import __version__
 from franca.distributed import rank, world_size
+from franca.train.stopping import Interrupted
 
 SAID = logging.getLogger("franca.said")  # what rank 0 prints by itself, for its file alone
 SAID.propagate = False
@@ -84,7 +85,9 @@ class RankLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if error is not None:
+        if isinstance(error, Interrupted):
+            self._write(logging.INFO, str(error))
+        elif error is not None:
             self._write(logging.ERROR, "this ended the run:", (kind, error, trace))
         self._stack.close()
 

@@ -9,6 +9,7 @@ import pytest
 
 from franca.metrics import read_metrics
 from franca.train.__main__ import main
+from franca.train.rank_log import log_file
 from tests.distributed.small_run import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +37,8 @@ def test_two_processes_equal_one_that_accumulates(arguments: list[str], tmp_path
     assert done.returncode == 0, done.stdout + done.stderr
     assert "on 2 × cpu (shard)" in done.stdout
     assert done.stdout.count("done: 4 steps") == 1, "rank 0 alone speaks"
+    for number in range(2):
+        assert f"rank {number} of 2, process " in log_file(tmp_path / "two", number).read_text()
     half = shutil.copytree(tmp_path / "two", tmp_path / "half")
     shutil.rmtree(half / "checkpoints" / f"step_{STEPS:07d}")
     for folder in (tmp_path / "one", half):  # `half` goes on from step 2, which two processes saved
