@@ -94,6 +94,16 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch) -> None:
     assert len(calls) == 7 + 10 - 6, "what was done is not done again"
 
 
+def test_a_quantised_search_finds_nearly_the_same_and_says_how_nearly(tmp_path) -> None:
+    task, config = stripes_task(train=300), replace(SMALL, search="quantised")
+    exact = scores(make_context(tmp_path, random_features), task, replace(SMALL))
+    found = scores(make_context(tmp_path, random_features), task, config)
+    assert 50 < found["neighbour_recall d"] <= 100
+    assert found["miou d"] == pytest.approx(exact["miou d"], abs=5)
+    with pytest.raises(EvalError, match="4096"):
+        scores(make_context(tmp_path, random_features), stripes_task(), config)
+
+
 def test_broken_images_are_left_out(tmp_path) -> None:
     assert scores(make_context(tmp_path), stripes_task(broken=(1, 4)), SMALL)["miou d"] == 100.0
 
@@ -120,6 +130,8 @@ def test_presets_are_settings(tmp_path) -> None:
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"memory": -1}, "memory=-1"),
         ({"void": "drop"}, "void='drop'"),
+        ({"search": "fast"}, "search='fast'"),
+        ({"probes": 0}, "probes=0"),
         ({"seeds": [1, 1]}, "seeds"),
     ],
 )

@@ -22,7 +22,7 @@ from franca.eval.protocols.in_context_memory import (
     sample_patches,
     sampling_scores,
 )
-from franca.eval.protocols.in_context_prediction import predict_patches, predict_pixels
+from franca.eval.protocols.in_context_prediction import exact_search, predict_patches, predict_pixels
 
 
 @dataclass
@@ -71,7 +71,7 @@ def test_hummingbird(reference: Reference, name: str, tmp_path) -> None:
     torch.testing.assert_close(memory.votes(torch.arange(len(features))), arrays[f"{name}/memory_labels"])
 
     queries = arrays["val/features"].flatten(0, 1)
-    found = predict_patches(queries, memory, about["n_neighbours"], about["temperature"])
+    found = predict_patches(queries, memory, exact_search(memory, about["n_neighbours"]), about["temperature"])
     torch.testing.assert_close(found.view(4, -1, about["classes"]), arrays[f"{name}/label_hat"], rtol=0, atol=1e-5)
 
     masks = arrays["val/labels"]
@@ -165,10 +165,12 @@ def test_prediction_is_attention_over_the_memory() -> None:
     counts = torch.randint(10, (12, 3))
     unit = torch.nn.functional.normalize
     expected = (unit(queries, dim=1) @ unit(rows, dim=1).T / 0.1).softmax(dim=1) @ (counts / 30)
-    found = predict_patches(queries, Memory(rows, counts, 30), neighbours=12, temperature=0.1)
-    torch.testing.assert_close(found, expected)
-    longer = predict_patches(queries * 7, Memory(rows * torch.rand(12, 1), counts, 30), neighbours=12, temperature=0.1)
-    torch.testing.assert_close(longer, expected)
+    for memory, asked in (
+        (Memory(rows, counts, 30), queries),
+        (Memory(rows * torch.rand(12, 1), counts, 30), queries * 7),
+    ):
+        found = predict_patches(asked, memory, exact_search(memory, neighbours=12), temperature=0.1)
+        torch.testing.assert_close(found, expected)
 
 
 def test_pixels_take_the_class_that_prevails_where_they_lie() -> None:

@@ -27,14 +27,17 @@ from franca.eval.metrics.segmentation import confusion_matrix, hungarian, mean_i
 from franca.eval.protocol import Protocol, Task
 from franca.eval.protocols.in_context_augmentation import augmented
 from franca.eval.protocols.in_context_memory import Memory, choose_rows, count_classes, remembered
-from franca.eval.protocols.in_context_prediction import predict_patches, predict_pixels
+from franca.eval.protocols.in_context_prediction import Search, exact_search, predict_patches, predict_pixels
 from franca.eval.protocols.progress_file import ProgressFile
+from franca.eval.quantised_index import QuantisedIndex, recall
 from franca.eval.result import Score
 from franca.eval.store import PatchFeatures
 from franca.eval.views import Squash
 
 logger = logging.getLogger(__name__)
 
+CHOICES = {"void": ("ignore", "background"), "absent": ("skip", "zero"), "search": ("exact", "quantised")}
+RECALL_QUERIES = 256  # searched exactly as well
 QUERIES_AT_ONCE = 1 << 16  # patches: the memory is read once for each
 
 
@@ -49,6 +52,8 @@ class InContextConfig:
     absent: a class that is in no mask and no prediction is left out of the mean (skip), or is 0 in it (zero).
     hungarian: report miou_hungarian as well; it needs scipy.
     full_resolution: score on the masks as they are, not resized to size.
+    search: exact, or quantised for tens of millions of patches (faiss; its recall is reported as neighbour_recall).
+    probes: of the quantised search, parts of the memory that are looked into.
     seeds: of the memory, where it is random.
     """
 
@@ -61,17 +66,19 @@ class InContextConfig:
     absent: str = "skip"
     hungarian: bool = True
     full_resolution: bool = False
+    search: str = "exact"
+    probes: int = 32
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
 
     def __post_init__(self) -> None:
-        for name in ("size", "neighbours"):
+        for name in ("size", "neighbours", "probes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be 1 or more")
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature}: must be above 0")
         if self.memory < 0:
             raise ValueError(f"memory={self.memory}: give a number of patches, or 0 for all")
-        for name, choices in (("void", ("ignore", "background")), ("absent", ("skip", "zero"))):
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(choices)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -91,6 +98,14 @@ class Side:
         return mask
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """Of one slice and one memory."""
+
+    confusion: Tensor  # (C, C) over all test images
+    recall: float | None  # of the search, in percent; None where it is exact
+
+
 def run(context: Context, task: Task, config: InContextConfig) -> Iterator[Score]:
     """miou and miou_hungarian of every slice."""
     assert task.train is not None
@@ -104,19 +119,19 @@ def run(context: Context, task: Task, config: InContextConfig) -> Iterator[Score
     trains = [Side(split, context.store.patches(split, view)) for split in splits]
     if not is_main():
         return
-    found: dict[str, list[Tensor]] = {}  # slice -> confusion matrix of every seed
+    found: dict[str, list[Outcome]] = {}  # slice -> one for every seed
     with ProgressFile(context.output / "in_context.progress") as progress:
         for seed, train in zip(seeds, trains, strict=True):
-            for name, confusion in _by_slice(context, config, train, test, seed, progress):
-                found.setdefault(name, []).append(confusion)
-    for name, confusions in found.items():
-        yield from _scores(config, name, confusions, seeds)
+            for name, outcome in _by_slice(context, config, train, test, seed, progress):
+                found.setdefault(name, []).append(outcome)
+    for name, outcomes in found.items():
+        yield from _scores(config, name, outcomes, seeds)
 
 
 def _by_slice(
     context: Context, config: InContextConfig, train: Side, test: Side, seed: int, progress: ProgressFile
-) -> Iterator[tuple[str, Tensor]]:
-    """Name and confusion matrix of each slice, for one memory."""
+) -> Iterator[tuple[str, Outcome]]:
+    """Name and outcome of each slice, for one memory."""
     counts = _class_counts(context, config, train)
     generators = (generator("in-context memory", seed, int(number)) for number in train.features.index)
     chosen = choose_rows(counts, config.memory, generators)
@@ -130,7 +145,24 @@ def _by_slice(
         logger.info("in-context: a memory of %d patches", len(memory.features))
         for name, width in context.widths(features.shape[1]).items():
             part = replace(memory, features=memory.features[:, :width])
-            yield name, _confusion(context, config, part, test, progress, f"slice {name}, seed {seed}")
+            search, recalled = _search(context, config, part, test)
+            confusion = _confusion(context, config, part, search, test, progress, f"slice {name}, seed {seed}")
+            yield name, Outcome(confusion, recalled)
+
+
+def _search(context: Context, config: InContextConfig, memory: Memory, test: Side) -> tuple[Search, float | None]:
+    """What finds neighbours, and its recall where it isn't exact."""
+    exact = exact_search(memory, config.neighbours, context.device)
+    if config.search == "exact":
+        return exact, None
+    index = QuantisedIndex(memory.features, cosine=True, track=lambda items: context.track(items, "quantised memory"))
+
+    def quantised(queries: Tensor) -> tuple[Tensor, Tensor]:
+        return index.nearest(queries, config.neighbours, config.probes)
+
+    patches = test.features.patches.flatten(0, 2)
+    some = patches[:: max(1, len(patches) // RECALL_QUERIES), : memory.features.shape[1]]
+    return quantised, recall(quantised(some)[1], exact(some)[1])
 
 
 def _class_counts(context: Context, config: InContextConfig, train: Side) -> Tensor:
@@ -147,7 +179,13 @@ def _class_counts(context: Context, config: InContextConfig, train: Side) -> Ten
 
 
 def _confusion(
-    context: Context, config: InContextConfig, memory: Memory, test: Side, progress: ProgressFile, what: str
+    context: Context,
+    config: InContextConfig,
+    memory: Memory,
+    search: Search,
+    test: Side,
+    progress: ProgressFile,
+    what: str,
 ) -> Tensor:
     """Of all test images, (C, C); goes on from where an earlier process stopped."""
     patches, classes = test.features.patches, memory.counts.shape[1]
@@ -155,7 +193,7 @@ def _confusion(
     done, confusion = progress.get(what) or (0, torch.zeros(classes, classes, dtype=torch.int64))
     for start in context.track(range(done, len(patches), at_once), f"test images, {what}"):
         part = patches[start : start + at_once, ..., : memory.features.shape[1]]
-        predicted = predict_patches(part.flatten(0, 2), memory, config.neighbours, config.temperature, context.device)
+        predicted = predict_patches(part.flatten(0, 2), memory, search, config.temperature, context.device)
         for place, grid in enumerate(predicted.view(*part.shape[:3], classes), start):
             mask = test.mask(place) if config.full_resolution else Squash(config.size).mask(test.mask(place))
             confusion = confusion + confusion_matrix(predict_pixels(grid, *mask.shape).cpu(), mask, classes)
@@ -163,18 +201,21 @@ def _confusion(
     return confusion
 
 
-def _scores(config: InContextConfig, name: str, confusions: list[Tensor], seeds: list[int]) -> Iterator[Score]:
+def _scores(config: InContextConfig, name: str, outcomes: list[Outcome], seeds: list[int]) -> Iterator[Score]:
     absent: Literal["skip", "zero"] = "zero" if config.absent == "zero" else "skip"
+    confusions = [outcome.confusion for outcome in outcomes]
     found = {"miou": [100 * mean_iou(confusion, absent) for confusion in confusions]}
     if config.hungarian:
         matched = [renamed(confusion, hungarian(confusion)) for confusion in confusions]
         found["miou_hungarian"] = [100 * mean_iou(confusion, absent) for confusion in matched]
+    if config.search == "quantised":
+        found["neighbour_recall"] = [outcome.recall for outcome in outcomes if outcome.recall is not None]
     for metric, values in found.items():
         yield Score(
             metric,
             sum(values) / len(values),
             resolution=f"{config.size}" + (", full masks" if config.full_resolution else ""),
-            settings={"k": config.neighbours, "memory": config.memory or "all"},
+            settings={"k": config.neighbours, "memory": config.memory or "all", "search": config.search},
             slice=name,
             values=tuple(values),
             seeds=tuple(seeds) if config.augment or config.memory else (),

@@ -3,6 +3,8 @@
 Legend: B images, h x w patches each, D features, k neighbours, C classes.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -12,18 +14,25 @@ from franca.eval.protocols.in_context_memory import Memory
 
 WEIGHED_AT_ONCE = 4096  # queries
 
+# queries (Q, D) -> cosines (Q, k), falling, and numbers of the memory's rows (Q, k)
+Search = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def exact_search(memory: Memory, neighbours: int, device: torch.device | None = None) -> Search:
+    """Every row of the memory is compared; rows and queries of another length find the same ones."""
+    return lambda queries: nearest(queries, memory.features, neighbours, device, cosine=True)
+
 
 @torch.no_grad()
 def predict_patches(
-    queries: Tensor, memory: Memory, neighbours: int, temperature: float, device: torch.device | None = None
+    queries: Tensor, memory: Memory, search: Search, temperature: float, device: torch.device | None = None
 ) -> Tensor:
     """Classes of patches, (Q, D) -> (Q, C) fp32: votes of the neighbours, weighted by softmax(cosine / temperature).
 
-    Neighbours are the memory's rows with the largest cosine; queries of another length find the same ones. The result
-    lies on ``device``, or where the queries do.
+    The result lies on ``device``, or where the queries do.
     """
     device = device or queries.device
-    cosine, rows = nearest(queries, memory.features, neighbours, device, cosine=True)
+    cosine, rows = search(queries)
     weights = (cosine.to(device) / temperature).softmax(dim=1)
     parts = zip(weights.split(WEIGHED_AT_ONCE), rows.split(WEIGHED_AT_ONCE), strict=True)
     return torch.cat([torch.einsum("qk,qkc->qc", weight, memory.votes(row).to(device)) for weight, row in parts])
