@@ -90,6 +90,15 @@ VITB14 = (
     ".venv/bin/python -m franca.train --config configs/pretrain/vitb14_in21k.yaml data.path=/path/to/images "
     "output=runs/vitb14"
 )
+LONGER = (
+    ".venv/bin/python -m franca.train --config configs/pretrain/vitb14_in21k.yaml data.path=/path/to/images "
+    "init_from=runs/vitb14 init_heads=loaded steps=100000 optimizer.warmup_steps=16000 optimizer.lr=1e-4 "
+    "output=runs/longer"
+)
+CONTINUE = (
+    ".venv/bin/python -m franca.train --config configs/recipes/continue_vitb14.yaml data.path=/path/to/images "
+    "output=runs/continued"
+)
 PUBLISH = (
     ".venv/bin/python -m franca.publish runs/vitb14 releases/vitb14 --data ImageNet-21K "
     '--licence "CC BY-NC 4.0" --with-state'
@@ -126,6 +135,11 @@ COMMANDS = {
     VOC_RASA.format("voc.yaml"): Run(SMALL_VOC),
     # training.md
     ".venv/bin/python -m franca.train --config configs/recipes/quickstart.yaml": Run(f"steps=3 {SMALL}"),
+    CONTINUE: Run(
+        "init_from=weights/franca_vitb14_In21K_224.pth steps=3 optimizer.freeze_backbone_steps=2 accumulate=2 "
+        f"{SMALL} model.embed_dim=64 model.depth=4 model.num_heads=1 data.crops.global_size=84"
+    ),
+    LONGER: Run(instead=f"{VITB14} steps=2 {SMALL} && {LONGER} {SMALL} steps=2"),
     PUBLISH: Run(instead=f"{VITB14} steps=2 {SMALL} && {PUBLISH}"),
     "cd releases/vitb14 && sha256sum -c SHA256SUMS": Run(),
     VITB14: Run(f"steps=2 {SMALL}"),
@@ -228,6 +242,7 @@ COMMANDS = {
     ".venv/bin/franca eval compare results --output comparison": Run(
         instead=f".venv/bin/franca eval {KNN} {SMALL_KNN} && .venv/bin/franca eval compare results --output comparison"
     ),
+    ".venv/bin/python scripts/benchmark_neighbours.py": Run("--scale 0.0005"),
     f".venv/bin/torchrun --nproc-per-node 2 -m franca.eval {KNN}": Run(SMALL_KNN),
     # CONTRIBUTING.md
     "make format": Run(instead="make -n format"),
