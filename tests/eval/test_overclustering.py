@@ -1,7 +1,10 @@
 """Over-clustering: matching worked by hand and by trying everything, known answers, independence of what may vary."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import permutations, product
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -45,11 +48,16 @@ def patch_masks(images: int, classes: int, side: int = 4, seed: int = 0) -> tupl
     return labels, labels.repeat_interleave(2, 1).repeat_interleave(2, 2).to(torch.uint8)
 
 
-def scores(features: Tensor, masks: Tensor, classes: int, slices=(1,), **settings) -> list:
+@pytest.fixture
+def scores(tmp_path: Path) -> Callable[..., list]:
+    return partial(score, tmp_path)
+
+
+def score(output: Path, features: Tensor, masks: Tensor, classes: int, slices=(1,), **settings) -> list:
     """What the protocol says of stored features (I, h, w, D)."""
     stored = SimpleNamespace(patches=features, index=torch.arange(len(features)))
     store = SimpleNamespace(patches=lambda split, view: stored)
-    context = Context(Engine(None, torch.device("cpu")), store, None, slices=slices)
+    context = Context(Engine(None, torch.device("cpu")), store, output, slices=slices)
     task = Task(None, OpenedSplit("made", "val", Masks(masks, classes), "hash"))
     return list(run(context, task, OverclusteringConfig(**{**SMALL, "mask_size": masks.shape[-1], **settings})))
 
@@ -124,7 +132,7 @@ class TestClustering:
 
 
 class TestProtocol:
-    def test_features_that_encode_the_class_give_100_percent(self) -> None:
+    def test_features_that_encode_the_class_give_100_percent(self, scores) -> None:
         labels, masks = patch_masks(12, 5)
         masks[0, :2] = VOID
         features = torch.nn.functional.one_hot(labels, 5).float()
@@ -140,7 +148,7 @@ class TestProtocol:
                 {"clusters": clusters},
             )
 
-    def test_noise_gives_what_naming_the_most_frequent_class_gives(self) -> None:
+    def test_noise_gives_what_naming_the_most_frequent_class_gives(self, scores) -> None:
         """All clusters go to it: its IoU is its share, that of the others 0."""
         generator = torch.Generator().manual_seed(0)
         labels = torch.multinomial(torch.tensor([0.7, 0.1, 0.1, 0.1]), 40 * 64, True, generator=generator)
@@ -150,13 +158,13 @@ class TestProtocol:
         (score,) = scores(noise, masks, 4, clusters=[6], components=0)
         assert score.value == pytest.approx(100 * share / 4, abs=0.1)
 
-    def test_classes_that_are_nowhere_are_not_counted(self) -> None:
+    def test_classes_that_are_nowhere_are_not_counted(self, scores) -> None:
         labels, masks = patch_masks(8, 3)
         features = torch.nn.functional.one_hot(labels, 8).float()
         (score,) = scores(features, masks, 30, clusters=[40], components=0, restarts=1)
         assert score.value == pytest.approx(100)
 
-    def test_slices_are_cut_before_anything_else(self) -> None:
+    def test_slices_are_cut_before_anything_else(self, scores) -> None:
         """The class lies in the second half of the features alone."""
         labels, masks = patch_masks(12, 4)
         features = torch.randn(12, 4, 4, 16, generator=torch.Generator().manual_seed(0))
@@ -166,7 +174,7 @@ class TestProtocol:
         assert whole.value > 99
         assert half.value < 50
 
-    def test_seeds_say_how_much_is_luck(self) -> None:
+    def test_seeds_say_how_much_is_luck(self, scores) -> None:
         labels, masks = patch_masks(20, 4)
         features = torch.nn.functional.one_hot(labels, 8).float()
         features += 0.8 * torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
@@ -177,7 +185,29 @@ class TestProtocol:
         alone = scores(features, masks, 4, clusters=[10], seeds=[2])[0]
         assert alone.values == first.values[2:]
 
-    def test_features_of_any_scale_and_rotation_score_alike(self) -> None:
+    def test_an_interrupted_run_goes_on(self, scores, monkeypatch, tmp_path) -> None:
+        """Stopped in its third k-means, it does that and the rest, and finds what a run in one go finds."""
+        labels, masks = patch_masks(8, 3)
+        noise = torch.randn(8, 4, 4, 8, generator=torch.Generator().manual_seed(1))
+        features = torch.nn.functional.one_hot(labels, 8) + 0.8 * noise
+        settings = {"clusters": [6, 9], "components": 4}
+        expected = scores(features, masks, 3, **settings)
+        asked: list[tuple[int, int]] = []
+
+        def counted(rows, clusters, config, seed, device) -> Tensor:
+            asked.append((clusters, seed))
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            return cluster_patches(rows, clusters, config, seed, device)
+
+        monkeypatch.setattr("franca.eval.protocols.overclustering.cluster_patches", counted)
+        with pytest.raises(KeyboardInterrupt):
+            scores(features, masks, 3, **settings)
+        assert scores(features, masks, 3, **settings) == expected
+        assert asked == [(6, 0), (6, 1), (9, 0), (9, 0), (9, 1)]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_features_of_any_scale_and_rotation_score_alike(self, scores) -> None:
         """They are standardised, as far as each feature goes; rotation changes what a feature is, so scale alone."""
         labels, masks = patch_masks(16, 4)
         features = torch.nn.functional.one_hot(labels, 8).float()

@@ -21,6 +21,7 @@ from franca.eval.datasets import SegmentationSource
 from franca.eval.metrics.segmentation import confusion_matrix, hungarian, mean_iou, renamed
 from franca.eval.protocol import Protocol, Task
 from franca.eval.protocols.clusters import Clusters, assign, kmeans
+from franca.eval.protocols.progress_file import ProgressFile
 from franca.eval.protocols.projection import principal_components
 from franca.eval.result import Score
 from franca.eval.views import Squash
@@ -116,23 +117,33 @@ def run(context: Context, task: Task, config: OverclusteringConfig) -> Iterator[
     source = cast(SegmentationSource, task.test.source)
     masks = read_masks(context, source, stored.index, config.mask_size)
     features = stored.patches  # (N, h, w, D)
-    for name, width in context.widths(features.shape[-1]).items():
-        rows = reduced(features[..., :width].flatten(0, 2), config.components, context.device)
-        for clusters in config.clusters:
-            values = []
-            for seed in context.track(config.seeds, f"k-means, {clusters} clusters, {name}"):
-                assignment = cluster_patches(rows, clusters, config, seed, context.device)
-                counts = count_pixels(assignment.view(features.shape[:3]), masks, clusters, len(source.classes))
-                values.append(100 * mean_iou(renamed(counts, match_clusters(counts))))
-            yield Score(
-                metric="miou",
-                value=sum(values) / len(values),
-                values=tuple(values),
-                seeds=tuple(config.seeds),
-                settings={"clusters": clusters},
-                slice=name,
-                resolution=f"{config.size}, masks {config.mask_size}",
-            )
+    with ProgressFile(context.output / "overclustering.progress") as progress:
+        for name, width in context.widths(features.shape[-1]).items():
+            rows = reduced(features[..., :width].flatten(0, 2), config.components, context.device)
+            for clusters in config.clusters:
+                values = []
+                for seed in context.track(config.seeds, f"k-means, {clusters} clusters, {name}"):
+                    value = progress.get(what := f"{name}, {clusters} clusters, seed {seed}")
+                    if value is None:
+                        assignment = cluster_patches(rows, clusters, config, seed, context.device)
+                        value = agreement(assignment.view(features.shape[:3]), masks, clusters, len(source.classes))
+                        progress.keep(what, value)
+                    values.append(100 * value)
+                yield Score(
+                    metric="miou",
+                    value=sum(values) / len(values),
+                    values=tuple(values),
+                    seeds=tuple(config.seeds),
+                    settings={"clusters": clusters},
+                    slice=name,
+                    resolution=f"{config.size}, masks {config.mask_size}",
+                )
+
+
+def agreement(assignment: Tensor, masks: Tensor, clusters: int, classes: int) -> float:
+    """Mean IoU in [0, 1] of clusters (N, h, w), each given a class, and masks (N, S, S)."""
+    counts = count_pixels(assignment, masks, clusters, classes)
+    return mean_iou(renamed(counts, match_clusters(counts)))
 
 
 def read_masks(context: Context, source: SegmentationSource, numbers: Tensor, size: int) -> Tensor:
