@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from franca.eval.protocols.clusters import kmeans
+from franca.eval.protocols.clusters import assign, kmeans
 from franca.eval.protocols.position_entropy import expected_entropy, position_entropy
 
 
@@ -43,6 +43,29 @@ class TestKMeans:
         reference = KMeans(20, n_init=1, random_state=0, max_iter=100).fit(rows.numpy())
         found = [kmeans(rows, 20, 100, seed, normalize=False).inertia for seed in range(3)]
         assert found == pytest.approx([reference.inertia_] * 3, rel=0.02)
+
+    def test_inertia_is_that_of_faiss(self) -> None:
+        faiss = pytest.importorskip("faiss")
+        rows = noise(3000, 10)
+        reference = faiss.Kmeans(10, 20, niter=60, nredo=3, seed=1, max_points_per_centroid=1000)
+        reference.train(rows.numpy())
+        found = min(kmeans(rows, 20, 60, seed, normalize=False).inertia for seed in range(3))
+        assert found == pytest.approx(reference.obj[-1], rel=0.01)
+
+    @pytest.mark.parametrize("normalize_rows", [True, False])
+    def test_centres_serve_for_other_rows(self, normalize_rows) -> None:
+        rows, _ = blobs(6, 900, 8)
+        some = kmeans(rows[:300] + 5, 6, 50, normalize=normalize_rows)
+        found = assign(rows + 5, some.centres, normalize=normalize_rows, block=100)
+        assert torch.equal(found[:300], some.assignment)
+        compared = (normalize(rows + 5, dim=1) if normalize_rows else rows + 5).double()
+        assert torch.equal(found, torch.cdist(compared, some.centres.double()).argmin(1))
+
+    def test_many_clusters_start_from_a_bounded_sample(self, monkeypatch) -> None:
+        monkeypatch.setattr("franca.eval.protocols.clusters.MOST_START_ROWS", 40)
+        rows, labels = blobs(6, 900, 8)
+        assert adjusted_rand_score(labels, kmeans(rows, 6, 100, seed=1).assignment) > 0.7
+        assert kmeans(rows, 100, 2).assignment.unique().numel() > 60  # more clusters than the bound
 
     @pytest.mark.parametrize("normalize_rows", [True, False])
     def test_result_is_what_it_says(self, normalize_rows) -> None:
