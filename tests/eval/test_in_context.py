@@ -123,6 +123,13 @@ def test_presets_are_settings(tmp_path) -> None:
     assert all(score.value > 50 and len(score.values) == 5 for score in found)
 
 
+def test_sets_of_different_classes_are_refused(tmp_path) -> None:
+    task = stripes_task()
+    task.train.source.classes = ["red", "green", "blue", "black"]
+    with pytest.raises(EvalError, match="differ in black, white"):
+        scores(make_context(tmp_path), task, SMALL)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

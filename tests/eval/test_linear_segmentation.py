@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from franca.config import read_config
+from franca.eval.errors import EvalError
 from franca.eval.metrics.segmentation import confusion_matrix
 from franca.eval.protocols import linear_segmentation_training, progress_file
 from franca.eval.protocols.linear_segmentation import PROTOCOL, LinearSegmentationConfig, run, whole_patches
@@ -109,6 +110,13 @@ def test_the_paper_changed_what_dinov2_did_by_data_set() -> None:
     assert (paper.recipe("voc", 1600).steps, dinov2.recipe("voc", 1600).steps) == (5000, 40_000)
     assert dinov2.warm_up * 40_000 == 1500
     assert [whole_patches(512, patch) for patch in (14, 16, None)] == [518, 512, 512]
+
+
+def test_sets_of_different_classes_are_refused(tmp_path) -> None:
+    task = stripes_task()
+    task.train.source.classes = ["red", "green", "blue", "black"]
+    with pytest.raises(EvalError, match="differ in black, white"):
+        scores(make_context(tmp_path), task, SMALL)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from franca.eval.protocols.in_context_augmentation import augmented
 from franca.eval.protocols.in_context_memory import Memory, choose_rows, count_classes, remembered
 from franca.eval.protocols.in_context_prediction import Search, exact_search, predict_patches, predict_pixels
 from franca.eval.protocols.progress_file import ProgressFile
+from franca.eval.protocols.segmentation_task import masked_sources, with_masks
 from franca.eval.quantised_index import QuantisedIndex, recall
 from franca.eval.result import Score
 from franca.eval.store import PatchFeatures
@@ -94,8 +95,7 @@ class Side:
 
     def mask(self, place: int) -> Tensor:
         """(H, W) uint8 of the image whose features stand at ``place``."""
-        mask: Tensor = self.split.source.mask(int(self.features.index[place]))  # type: ignore[attr-defined]
-        return mask
+        return with_masks(self.split.source).mask(int(self.features.index[place]))
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ class Outcome:
 
 def run(context: Context, task: Task, config: InContextConfig) -> Iterator[Score]:
     """miou and miou_hungarian of every slice."""
+    masked_sources(task)
     assert task.train is not None
     if config.hungarian:
         hungarian(torch.eye(2))  # says what is missing before hours of work

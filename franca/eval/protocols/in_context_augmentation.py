@@ -9,6 +9,7 @@ from torchvision.transforms.v2.functional import InterpolationMode
 from franca.data.pixel_ops import draw, random_box, shift_hue
 from franca.data.random_streams import generator
 from franca.eval.datasets import OpenedSplit, SegmentationSource
+from franca.eval.protocols.segmentation_task import with_masks
 
 SCALE = [0.5, 2.0]  # share of the area; draws above the whole image are made again
 STRENGTH = 0.1  # of brightness, contrast and saturation (1: none is left, or twice as much), and of hue (1: a circle)
@@ -17,7 +18,7 @@ PROBABILITY = 0.5  # of each of the four
 
 def augmented(split: OpenedSplit, size: int, seed: int) -> OpenedSplit:
     """Each image of the split as a random crop of ``size`` x ``size`` pixels with random colours, its mask likewise."""
-    source = AugmentedImages(split.source, size, seed)  # type: ignore[arg-type]  # a segmentation split has masks
+    source = AugmentedImages(with_masks(split.source), size, seed)
     about = f"crop scale={SCALE} colour strength={STRENGTH} p={PROBABILITY} size={size} seed={seed}"
     return replace(split, source=source, hash=f"{split.hash} {about}")
 

@@ -3,8 +3,9 @@
 The paper's settings (Appendix C; Table 2a) are those of DINOv2 with crops of 518, 50 epochs, and by data set: SGD for
 VOC; for ADE20K images enlarged up to three times, and tests at three scales. Images are resized, cut at random,
 mirrored and changed in colour for training; windows that overlap by half are averaged in the test. Scores are counted
-on the masks at their full resolution, void pixels nowhere. What the paper doesn't say (batch size, warm-up, data sets
-other than these two) is as in DINOv2. One process trains, whatever is launched.
+on the masks at their full resolution (images of 2048 pixels and more are halved when they are read), void pixels
+nowhere. What the paper doesn't say (batch size, warm-up, data sets other than these two) is as in DINOv2. One process
+trains, whatever is launched.
 
 --preset whole takes whole images squashed to a square in place of crops and windows: their features are stored once,
 and everything takes minutes. Such scores compare with each other only.
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 from franca.data.random_streams import generator
 from franca.distributed import is_main
 from franca.eval.context import Context
-from franca.eval.datasets import SegmentationSource
 from franca.eval.metrics.segmentation import confusion_matrix, mean_iou
 from franca.eval.protocol import Protocol, Task
 from franca.eval.protocols.linear_segmentation_crops import CropSettings
@@ -29,6 +29,7 @@ from franca.eval.protocols.linear_segmentation_sides import Side, WholeImages, W
 from franca.eval.protocols.linear_segmentation_training import OPTIMIZERS, Recipe, train
 from franca.eval.protocols.linear_segmentation_windows import WindowSettings
 from franca.eval.protocols.progress_file import ProgressFile
+from franca.eval.protocols.segmentation_task import masked_sources
 from franca.eval.result import Score
 from franca.eval.views import Squash
 
@@ -176,9 +177,9 @@ def whole_patches(size: int, patch: int | None) -> int:
 
 def _look(context: Context, task: Task, config: LinearSegmentationConfig, crop: int) -> Side | None:
     """How images are looked at; None in all processes but the first."""
-    assert task.train is not None
-    train_source, test_source = _with_masks(task.train.source), _with_masks(task.test.source)
+    train_source, test_source = masked_sources(task)
     if config.whole:
+        assert task.train is not None
         view = Squash(crop)
         stored = context.store.patches(task.train, view)
         queries = context.store.patches(task.test, view)
@@ -190,11 +191,6 @@ def _look(context: Context, task: Task, config: LinearSegmentationConfig, crop: 
     crops = CropSettings(crop, (choice.ratio[0], choice.ratio[1]), fill)
     windows = WindowSettings(crop, max(1, int(config.stride * crop)), choice.scales, config.flip, fill)
     return Windows(context, train_source, test_source, crops, windows)
-
-
-def _with_masks(source: object) -> SegmentationSource:
-    assert hasattr(source, "mask")  # a segmentation protocol is given no other
-    return source  # type: ignore[return-value]
 
 
 def _test(
