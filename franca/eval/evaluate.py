@@ -103,11 +103,16 @@ def evaluate(question: Question) -> Answer:
 
 
 def open_task(protocol: Protocol, question: Question) -> Task:
-    """The images that the protocol learns from and those it is scored on."""
-    train = None
+    """The images that the protocol learns from and those it is scored on. Raises EvalError where they are the same."""
+    train, test = None, open_split(question.data, question.test_split, "test", protocol.kind)
     if protocol.trains:
         train = open_split(question.train_data or question.data, question.train_split, "train", protocol.kind)
-    return Task(train, open_split(question.data, question.test_split, "test", protocol.kind))
+        if train.hash == test.hash:
+            raise EvalError(
+                f"{protocol.name} would be scored on the images that it learns from, split {test.split} of "
+                f"{question.data}: name others with --train-split, --test-split or --train-data"
+            )
+    return Task(train, test)
 
 
 def folder_name(origin: Origin, question: Question) -> str:

@@ -119,6 +119,7 @@ def test_another_question_has_another_folder(knn: list[str], tmp_path: Path) -> 
         (["--data", "folder:/nowhere"], "/nowhere does not exist"),
         (["--data", "imagnet:/nowhere"], "imagenet"),
         (["--test-split", "evening"], "evening"),
+        (["--test-split", "train"], "scored on the images that it learns from"),
         (["--model", "franca_vitz14"], "franca_vitz14"),
         (["resize=20", "size=30"], "crop must lie between 1 and resize"),
     ],
