@@ -20,7 +20,7 @@ from franca.train.build import build_pair, refused_as
 from franca.train.config import TrainConfig, load_config
 from franca.train.estimate import UTILISATION, estimate, report
 from franca.train.initialise import preview
-from franca.train.logger import MissingTracker
+from franca.train.logger import MissingTracker, TrackerRefused
 from franca.train.recovery import NonFiniteLoss
 from franca.train.stopping import Interrupted
 from franca.train.trainer import Evaluate, Trainer
@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped at once; the same command continues from the last saved state", file=sys.stderr)
         return 128 + signal.SIGINT
-    except (ConfigError, CheckpointError, NonFiniteLoss, DataError, MissingTracker, OSError) as error:
+    except (ConfigError, CheckpointError, NonFiniteLoss, DataError, MissingTracker, TrackerRefused, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

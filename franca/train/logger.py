@@ -85,6 +85,10 @@ class MissingTracker(ImportError):
     """A tracker was asked for whose package is not installed."""
 
 
+class TrackerRefused(RuntimeError):
+    """A tracker was asked for whose service can't be used, for want of a login or a network."""
+
+
 class Tracker(Protocol):
     """A service that shows curves."""
 
@@ -117,7 +121,11 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """A wandb run that continues when the training run does; needs the extra ``wandb``."""
+    """A wandb run that continues when the training run does; needs the extra ``wandb``.
+
+    With WANDB_MODE=offline it needs neither login nor network. Each start then leaves a folder of its own in
+    <output>/wandb; all bear the same run's name, and ``wandb sync`` makes one run of them.
+    """
 
     def __init__(self, project: str, folder: Path, config: dict[str, Any]) -> None:
         try:
@@ -125,14 +133,20 @@ class WandbTracker:
         except ImportError as error:
             raise MissingTracker(f"log.wandb_project={project} needs wandb: pip install 'franca[wandb]'") from error
         place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]  # two runs may end in the same name
-        self.run = wandb.init(
-            project=project,
-            id=f"{folder.name}-{place}",
-            name=folder.name,
-            dir=str(folder),
-            config=config,
-            resume="allow",
-        )
+        offline = os.environ.get("WANDB_MODE") == "offline"  # there wandb would warn that it can't resume
+        try:
+            self.run = wandb.init(
+                project=project,
+                id=f"{folder.name}-{place}",
+                name=folder.name,
+                dir=str(folder),
+                config=config,
+                resume=None if offline else "allow",
+            )
+        except wandb.Error as error:
+            raise TrackerRefused(
+                f"log.wandb_project={project}: {error} Or set WANDB_MODE=offline, and upload later with wandb sync"
+            ) from error
 
     def write(self, line: dict[str, Any]) -> None:
         """Send every number at the line's step."""

@@ -1,6 +1,9 @@
 """Where the numbers go."""
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,9 +16,10 @@ from rich.console import Console
 from franca.metrics import read_metrics
 from franca.train import logger
 from franca.train.config import TrainConfig
-from franca.train.logger import LogConfig, MetricsFile, MissingTracker, RunLogger
+from franca.train.logger import LogConfig, MetricsFile, MissingTracker, RunLogger, TrackerRefused
 from franca.train.trainer import Trainer
 
+ROOT = Path(__file__).resolve().parents[2]
 LINE = {"step": 10, "loss": 1.25, "images_per_second": 31.9, "data_wait": 0.257, "tflops": 0.1234, "memory_gb": 1.876}
 
 
@@ -154,10 +158,64 @@ def test_a_missing_tracker_is_named_with_its_extra(
         RunLogger(tmp_path, options, steps=1, resumed_at=0, described={})
 
 
+def offline_run(*arguments: str) -> str:
+    """A training command as a user without login starts it; what it printed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    command = [sys.executable, "-m", "franca.train", "log.wandb_project=mine", *arguments]
+    done = subprocess.run(
+        command, env=environment | {"WANDB_MODE": "offline"}, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_wandb_offline_keeps_every_line_without_login_or_network(tiny_file: Path, tmp_path: Path) -> None:
+    """wandb itself: its files of both stretches, under the name of one run, hold the numbers that metrics.jsonl has."""
+    pytest.importorskip("wandb")
+    output = tmp_path / "run"
+    arguments = ["--config", str(tiny_file), "steps=4", f"output={output}"]
+    offline_run(*arguments)
+    stop_at(2, output)
+    said = offline_run(*arguments)
+    assert "continuing from step 2" in said
+    assert "`resume` will be ignored" not in said
+    first, second = sorted((output / "wandb").glob("offline-run-*"))
+    names = {folder.name.rpartition("-run-")[2] for folder in (first, second)}
+    assert len(names) == 1, "wandb sync makes one run of them"
+    lines = [line for line in read_metrics(output / "metrics.jsonl") if "loss" in line]
+    for folder, expected in ((first, [1, 2, 3, 4]), (second, [3, 4])):
+        (recorded,) = folder.glob("*.wandb")
+        content = recorded.read_bytes()
+        assert [line["step"] for line in lines if json.dumps(line["loss"]).encode() in content] == expected
+
+
+def stop_at(step: int, output: Path) -> None:
+    """Make a finished run one that was stopped there."""
+    for folder in (output / "checkpoints").glob("step_*"):
+        if int(folder.name.removeprefix("step_")) > step:
+            shutil.rmtree(folder)
+
+
+def test_wandb_without_a_login_is_one_line_with_a_way_out(
+    tiny: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = type(sys)("wandb")
+    wandb.Error = type("Error", (Exception,), {})  # type: ignore[attr-defined]
+
+    def refuse(**_: object) -> None:
+        raise wandb.Error("No API key configured. Use `wandb login` to log in.")
+
+    wandb.init = refuse  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(TrackerRefused, match=r"log\.wandb_project=mine: No API key .* WANDB_MODE=offline"):
+        Trainer(tiny("log.wandb_project=mine")).run()
+
+
 def test_wandb_gets_every_number_and_the_configuration(
     tiny: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stand-in that remembers: wandb itself wants the network."""
+    """A stand-in that remembers, for online wandb wants the network."""
     calls: list[tuple[str, object]] = []
 
     class Run:
@@ -168,6 +226,7 @@ def test_wandb_gets_every_number_and_the_configuration(
             calls.append(("finish", None))
 
     wandb = type(sys)("wandb")
+    wandb.Error = Exception  # type: ignore[attr-defined]
     wandb.init = lambda **options: (calls.append(("init", options)), Run())[1]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     Trainer(tiny("steps=2", "log.wandb_project=mine", "monitor.every=0")).run()
