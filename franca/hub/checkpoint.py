@@ -4,7 +4,8 @@ A teacher file is ``torch.save({"teacher": {name: tensor}, "description": {...}}
 ``dino_head.*`` and ``ibot_head.*``; the description holds plain types only, so that ``weights_only=True`` reads it:
 
     format, arch, backbone (constructor arguments), heads, stage, step, images_seen, data, mean, std,
-    hash (sha256 of the tensors), franca and torch (versions)
+    initialised_from (name, hash and heads, where the run began with a file), hash (sha256 of the tensors), franca and
+    torch (versions)
 """
 
 import ctypes

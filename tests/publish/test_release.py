@@ -18,7 +18,7 @@ from franca.publish.errors import PublishError
 from franca.publish.release import Release
 from franca.train.__main__ import main as train
 from franca.train.config import load_config
-from tests.publish.conftest import PRIVATE, STEPS
+from tests.publish.conftest import PRIVATE, SMALL, STEPS
 
 Make = Callable[..., Release]
 ALWAYS = {"README.md", "SHA256SUMS", "config.yaml", "manifest.json", "metrics.jsonl", "teacher.pth"}
@@ -103,6 +103,28 @@ def test_nothing_of_the_machine_is_in_any_file(data: str, release: Make, private
             assert not data or b"photos" not in content, path
     assert describe(folder / "teacher.pth")["data"] == (data or "photos")
     assert load_config(folder / "config.yaml").data.path == (data or "photos")
+
+
+def test_a_run_that_began_with_a_file_says_which_and_not_where_it_lay(
+    release: Make, private: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its release continues without that file."""
+    begun = private / "begun"
+    options = [*SMALL, f"data.path={private / 'photos'}", f"init_from={private / 'small'}", "evaluation.every=0"]
+    assert train([*options, f"output={begun}"]) == 0
+    folder = release(of=begun, with_state=True, steps="2,4").folder
+    assert not [path for path in folder.rglob("*") if path.is_file() and PRIVATE.encode() in path.read_bytes()]
+    told = describe(folder / "teacher.pth")["initialised_from"]
+    assert (told["name"], told["hash"]) == ("small", describe(private / "small")["hash"])
+    assert f"| began with | small, hash `{told['hash']}` |" in (folder / "README.md").read_text()
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    place = [f"output={copy}", f"data.path={private / 'photos'}"]
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["data"]["path"] = str(private / "photos")
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    assert train(["--config", str(copy / "config.yaml"), *place]) == 0
+    assert describe(copy / "teacher.pth")["hash"] == describe(begun / "teacher.pth")["hash"]
 
 
 def test_a_released_state_continues_to_the_run_s_own_end(
