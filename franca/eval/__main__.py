@@ -138,6 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which of its builds it tries
     try:
         if options.protocol == "compare":
             from franca.eval.report.side_by_side import build_page
