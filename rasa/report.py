@@ -7,10 +7,10 @@ from torch import Tensor
 
 from franca.eval.figures.pca import pca_figure
 from franca.eval.figures.positions import cluster_maps_figure, entropy_figure, prediction_figure
+from franca.eval.figures.regions import displayed
 from franca.eval.images import EvalImages
 from franca.eval.parts import Part, evenly_spaced
 from franca.eval.report import page
-from franca.eval.report.build import displayed
 from franca.eval.views import CentralSquare
 from rasa.evidence import Evidence, State
 from rasa.fold import rasa_matrix
@@ -137,7 +137,7 @@ def _pictures(result: Result, out: Path) -> str:
     before = task.engine.features(pixels).cpu()
     after = before @ rasa_matrix(result.fit.head).to(before)
     rows: Mapping[str, Tensor] = {"before": before, "after": after, "removed": before - after}
-    pca_figure(out / "rasa_pca.png", displayed(pixels), dict(rows), "PCA of patch features")
+    pca_figure(out / "rasa_pca.png", [displayed(one) for one in pixels], dict(rows), "PCA of patch features")
     return page.section(
         "What the patches look like",
         page.picture("rasa_pca.png", "PCA colours before and after", "First three principal components as colours, "

@@ -9,7 +9,7 @@ from PIL import Image
 
 from franca.data.batch import Crops, PretrainBatch, Sample, collate
 from franca.data.masking import MASKS, MaskConfig
-from franca.eval.figures.attention import attention_figure, attention_rows, class_attention, heat
+from franca.eval.figures.attention import attention_figure, attention_rows, heat
 from franca.eval.figures.curves import health_figure, loss_figure, score_figure, series, smooth, uniform_losses
 from franca.eval.figures.masks import hide, masks_figure, visibility, visibility_figure
 from franca.eval.figures.pca import foreground, otsu, patch_pca, pca_figure, shared_pca
@@ -130,24 +130,6 @@ class TestForeground:
 
 
 class TestAttention:
-    @pytest.fixture
-    def model(self) -> VisionTransformer:
-        torch.manual_seed(0)
-        return VisionTransformer(
-            img_size=28, patch_size=14, embed_dim=16, depth=2, num_heads=2, num_register_tokens=3, init_values=1.0
-        )
-
-    def test_reads_the_class_tokens_row_without_registers(self, model) -> None:
-        images = torch.randn(2, 3, 28, 42)
-        maps = model.eval().attention_maps(images)
-        model.train()
-        found = class_attention(model, images)
-        assert found.shape == (2, 2, 2, 3)
-        assert model.training
-        torch.testing.assert_close(found.flatten(2), maps[:, :, 0, 1 + 3 :])
-        rest = maps[:, :, 0, : 1 + 3].sum(-1)
-        torch.testing.assert_close(found.sum((-1, -2)) + rest, torch.ones(2, 2))
-
     def test_rows_are_the_mean_and_single_heads(self) -> None:
         attention = torch.rand(2, 6, 4, 4)
         rows = attention_rows(attention, heads=3)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from franca.eval.figures.gallery import GAP, TALLEST, _row_heights, image_grid
-from franca.eval.figures.regions import by_size, enlarged, label_colour, label_colours, mixed
+from franca.eval.figures.regions import by_size, displayed, enlarged, label_colour, label_colours, mixed
 
 
 def plain(height: int, width: int, colour=(1.0, 0.0, 0.0)) -> np.ndarray:
@@ -59,6 +59,13 @@ class TestRegions:
         large = enlarged(grid, 4, 9)
         assert large.tolist() == [[0] * 3 + [1] * 3 + [2] * 3] * 2 + [[3] * 3 + [4] * 3 + [5] * 3] * 2
         assert enlarged(torch.rand(2, 3, 3), 28, 42).shape == (28, 42, 3)
+
+    @pytest.mark.parametrize("channels", [1, 3, 4, 7])
+    def test_any_number_of_channels_can_be_shown(self, channels) -> None:
+        pixels = torch.randint(256, (channels, 5, 6), dtype=torch.uint8)
+        shown = displayed(pixels)
+        assert shown.shape == (5, 6, 3)
+        np.testing.assert_allclose(255 * shown[..., 1], pixels[min(1, channels - 1)], atol=1e-4)
 
     def test_overlays_mix_and_leave_out(self) -> None:
         image, colours = np.full((1, 2, 3), 0.2), np.array([[[1.0, 0, 0], [np.nan] * 3]])

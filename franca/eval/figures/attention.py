@@ -6,25 +6,13 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from franca.eval.features import in_eval_mode
 from franca.eval.figures.gallery import image_grid
 
 Maps = Iterable[Tensor]  # one per image: a list, or a tensor whose first dimension counts images
 BRIGHTEST = 0.99  # quantile of a map from which on it is drawn fully bright
-
-
-@torch.no_grad()
-def class_attention(model: nn.Module, images: Tensor) -> Tensor:
-    """Attention of the class token to the patches, (B, C, H, W) -> (B, heads, h, w). Registers are left out."""
-    with in_eval_mode(model):
-        maps = model.attention_maps(images)  # type: ignore[operator]
-    patch = model.patch_size
-    grid = images.shape[-2] // patch, images.shape[-1] // patch  # type: ignore[operator]
-    return maps[:, :, 0, -grid[0] * grid[1] :].unflatten(-1, grid)
 
 
 def heat(attention: Tensor) -> NDArray[Any]:

@@ -45,7 +45,7 @@ def cluster_maps_figure(path: Path, entropies: Mapping[str, PositionEntropy], ti
     """Where the clusters of lowest entropy lie, as many for each named set of features (Fig. 6, A).
 
     All maps share one scale: how often a patch of the cluster lies in a cell, 1 where it is as often as if spread
-    evenly.
+    evenly. The name of a single set is left to the title.
     """
     _check(entropies)
     chosen = {name: most_placed(entropy, shown) for name, entropy in entropies.items()}
@@ -61,9 +61,10 @@ def cluster_maps_figure(path: Path, entropies: Mapping[str, PositionEntropy], ti
                 image = axis.imshow(shares, cmap="inferno", vmin=0, vmax=brightest)
                 axis.set_title(f"{entropy.ratio[cluster]:.2f} of chance\n{entropy.size[cluster]:,} patches",
                                fontsize=8.5, fontweight="normal", loc="center", pad=3, color=MUTED)  # fmt: skip
-            row[0].text(-0.12, 0.5, name, transform=row[0].transAxes, ha="right", va="center", rotation=90)
+            if len(maps) > 1:
+                row[0].text(-0.12, 0.5, name, transform=row[0].transAxes, ha="right", va="center", rotation=90)
         bar = drawn.colorbar(image, ax=axes, shrink=0.85, aspect=22, pad=0.02)
-        bar.set_label("frequency (even spread: 1)", labelpad=6)
+        bar.set_label("even spread: 1", labelpad=6)
         bar.outline.set_visible(False)
 
 

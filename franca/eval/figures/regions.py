@@ -17,6 +17,13 @@ GOLDEN = 0.61803398875
 NOTHING = 0.93  # grey of what is left out
 
 
+def displayed(pixels: Tensor) -> Image:
+    """uint8 (C, H, W) as an RGB image in [0, 1]: one channel is grey, of more than three the first three."""
+    colours = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels[:3]
+    image: Image = (colours.permute(1, 2, 0).float() / 255).numpy()
+    return image
+
+
 def enlarged(grid: Tensor, height: int, width: int) -> Image:
     """A map of patches, (h, w) or (h, w, 3) -> (height, width, …): every pixel has the value of its patch."""
     rows = (torch.arange(height) * grid.shape[0] // height).tolist()

@@ -18,7 +18,7 @@ from franca.eval.figures import short_name
 from franca.eval.figures.attention import attention_rows, heat
 from franca.eval.figures.gallery import Image
 from franca.eval.figures.pca import foreground, resembling, shared_pca
-from franca.eval.figures.regions import NOTHING, by_size, enlarged, label_colour, label_colours, mixed
+from franca.eval.figures.regions import NOTHING, by_size, displayed, enlarged, label_colour, label_colours, mixed
 from franca.eval.metrics.segmentation import confusion_matrix
 from franca.eval.picture_input import Picture, attention_maps, patch_grids
 from franca.eval.protocols.clusters import kmeans
@@ -94,10 +94,8 @@ class Sheet:
 
     @cached_property
     def images(self) -> list[Image]:
-        """RGB in [0, 1] at the size that the first backbone sees: one channel is grey, of more than three the first."""
-        pixels = [picture.pixels for picture in self.models[0].pictures]
-        colours = [one.expand(3, -1, -1) if len(one) == 1 else one[:3] for one in pixels]
-        return [(one.permute(1, 2, 0).float() / 255).numpy() for one in colours]
+        """At the size that the first backbone sees."""
+        return [displayed(picture.pixels) for picture in self.models[0].pictures]
 
     def name(self, model: Seen, what: str) -> str:
         """Of a row: that of the backbone stands above where there are several."""

@@ -122,11 +122,12 @@ def draw(context: Context, found: Slice) -> None:
         return
     from franca.eval.figures.positions import cluster_maps_figure, entropy_figure, prediction_figure
 
-    entropies = {figures.short_name(context.backbone.name): found.entropies[0]}
+    name = figures.short_name(context.backbone.name)
+    entropies = {name: found.entropies[0]}
     predictions = {"linear predictor": found.prediction.linear, "sigmoid predictor": found.prediction.sigmoid}
     entropy_figure(context.output / "entropy.png", entropies, "Entropy of patch positions per cluster")
-    cluster_maps_figure(context.output / "clusters.png", entropies, "Where the most placed clusters lie")
-    prediction_figure(context.output / "predictions.png", predictions, "Where the patches seem to lie")
+    cluster_maps_figure(context.output / "clusters.png", entropies, f"Where the most placed clusters lie: {name}")
+    prediction_figure(context.output / "predictions.png", predictions, f"Where the patches seem to lie: {name}")
 
 
 PROTOCOL = Protocol(

@@ -3,17 +3,17 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from franca.eval.class_attention import class_token_attention
 from franca.eval.features import in_eval_mode, normalise
-from franca.eval.figures.attention import attention_figure, attention_rows, class_attention
+from franca.eval.figures.attention import attention_figure, attention_rows
 from franca.eval.figures.curves import health_figure, loss_figure, score_figure, uniform_losses
 from franca.eval.figures.masks import NAMES, masks_figure, visibility_figure
 from franca.eval.figures.pca import pca_figure
+from franca.eval.figures.regions import displayed
 from franca.eval.figures.widths import width_figure
 from franca.eval.images import EvalImages
 from franca.eval.parts import Part
@@ -90,7 +90,7 @@ def _portraits(run: Run, task: Task, out: Path) -> str:
     patch = run.trained.patch_size
     size = max(task.size * ENLARGED // patch, 1) * patch
     pixels = portraits(task, size)
-    inputs, shown = normalise(pixels, run.data.crops.mean, run.data.crops.std), displayed(pixels)
+    inputs, shown = normalise(pixels, run.data.crops.mean, run.data.crops.std), [displayed(one) for one in pixels]
     trained, untrained = (patch_grid(model, inputs) for model in (run.trained, run.untrained))
     dim = run.trained.embed_dim
     slices = {
@@ -99,8 +99,8 @@ def _portraits(run: Run, task: Task, out: Path) -> str:
         if dim // divisor >= 3
     }
     pca_figure(out / "pca.png", shown, slices | {f"untrained,\n{dim} features": untrained}, "PCA of patch features")
-    heads = attention_rows(class_attention(run.trained, inputs))
-    before = {"untrained,\nmean of heads": class_attention(run.untrained, inputs).mean(dim=1)}
+    heads = attention_rows(attention_grid(run.trained, inputs))
+    before = {"untrained,\nmean of heads": list(attention_grid(run.untrained, inputs).mean(dim=1))}
     attention_figure(out / "attention.png", shown, heads | before, "Attention of the class token, last block")
     grid = f"{size // patch}×{size // patch}"
     return page.section(
@@ -146,7 +146,7 @@ def _curves(run: Run, out: Path) -> str:
 def _masks(run: Run, task: Task, out: Path) -> str:
     size, patch = run.data.crops.global_size, run.trained.patch_size
     grid = (size // patch, size // patch)
-    shown = displayed(portraits(task, size * ENLARGED))
+    shown = [displayed(one) for one in portraits(task, size * ENLARGED)]
     masks_figure(out / "masks.png", shown, grid, run.data.mask)
     visibility_figure(out / "visibility.png", grid, run.data.mask)
     share = round(100 * run.data.mask.probability)
@@ -213,10 +213,11 @@ def patch_grid(model: nn.Module, inputs: Tensor) -> Tensor:
     return patches.unflatten(1, (inputs.shape[-2] // patch, inputs.shape[-1] // patch))
 
 
-def displayed(pixels: Tensor) -> list[NDArray[Any]]:
-    """uint8 (B, C, H, W) as RGB images (H, W, 3) in [0, 1]: one channel is grey, of more than three the first three."""
-    colours = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]
-    return list((colours.permute(0, 2, 3, 1).float() / 255).numpy())
+@torch.no_grad()
+def attention_grid(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Attention of the class token to the patches, (B, C, H, W) -> (B, heads, h, w)."""
+    with in_eval_mode(model):
+        return class_token_attention(model, inputs)
 
 
 def _duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from franca.data.loader import DataConfig
 from franca.eval.report import page
-from franca.eval.report.build import build_report, displayed, portraits
+from franca.eval.report.build import build_report, portraits
 from franca.eval.report.run import build_untrained, load_run
 from franca.eval.report.task import choose_task
 from franca.eval.views import CentralSquare
@@ -168,10 +168,3 @@ def test_portraits_are_readable_images(make_source, broken, shown) -> None:
     numbers = [number for number in task.portrayed if number not in broken] or [0]
     assert len(numbers) == shown
     assert torch.equal(portraits(task, 14), torch.stack([CentralSquare(14)(source.images[n]) for n in numbers]))
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4, 7])
-def test_any_number_of_channels_can_be_shown(channels) -> None:
-    shown = displayed(torch.full((2, channels, 5, 6), 255, dtype=torch.uint8))
-    assert [image.shape for image in shown] == [(5, 6, 3)] * 2
-    assert all((image == 1).all() for image in shown)
