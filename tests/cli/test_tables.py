@@ -11,14 +11,20 @@ from omegaconf import OmegaConf
 from franca.data.loader import spare_cores
 from franca.eval.datasets import LAYOUTS
 from franca.hub.registry import DEFAULTS, PUBLISHED, REFUSED, SHA256, SHORT_NAMES
+from franca.metrics import read_metrics
 from franca.models import BACKBONES
 from franca.models.feed_forward import swiglu_hidden
+from franca.train import data_advice
+from franca.train.__main__ import main
+from franca.train.logger import LogConfig
 from rasa.config import RasaConfig
 from rasa.patches import CacheConfig
+from tests.tiny import write_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 CARD = ROOT / "model_card.md"
 RASA = ROOT / "rasa/README.md"
+TRAINING = ROOT / "training.md"
 DATA = ROOT / "dataset_prep.md"
 
 
@@ -118,3 +124,20 @@ def test_data_sets_of_the_evaluation() -> None:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_trees_of_data_sets_are_those_that_errors_show(name: str) -> None:
     assert f"`{name}`\n\n```\n{LAYOUTS[name].expected}\n```\n" in DATA.read_text(encoding="utf-8")
+
+
+def test_numbers_of_a_line(images: Path, tmp_path: Path) -> None:
+    """What the page lists is what a run writes; the CPU has no data sheet to be compared with."""
+    settings = ("steps=2", "log.every=2", "device=cpu", "monitor.every=0", f"output={tmp_path / 'run'}")
+    assert main(["--config", str(write_tiny(tmp_path / "tiny.yaml", images, *settings))]) == 0
+    (line,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    documented = [name for numbers, _ in table(TRAINING, "number", "means") for name in codes(numbers)]
+    written = dict.fromkeys(re.sub(r"/\d+$", "/J", name) for name in line)
+    assert sorted(documented) == sorted([*written, "utilisation"])
+
+
+def test_limits_of_waiting_and_hanging() -> None:
+    text = TRAINING.read_text(encoding="utf-8")
+    assert (data_advice.SHARE, data_advice.LINES, data_advice.SECONDS) == (1 / 5, 3, 30.0)
+    assert "waits for a fifth of the time or more, in three lines and half a minute on end" in text
+    assert f"After `log.hang_minutes` ({LogConfig().hang_minutes:g}) without a completed step" in text
