@@ -163,7 +163,11 @@ def _check(asked: ModelName) -> None:
     """Raise EvalError for what doesn't go together."""
     if not asked.name or (asked.kind == "torch_hub" and not asked.repo):
         raise EvalError(f"{asked.said} names no model; give {FORMS}")
-    if asked.kind in ("franca", "untrained") and asked.name not in ENTRY_POINTS and not Path(asked.name).exists():
+    if (
+        asked.kind in ("franca", "untrained")
+        and asked.name not in ENTRY_POINTS
+        and not Path(asked.name).expanduser().exists()
+    ):
         nearest = difflib.get_close_matches(asked.name, [*ENTRY_POINTS, *BASELINES], n=1)
         hint = f" (did you mean {nearest[0]}?)" if nearest else ""
         raise EvalError(f"{asked.said}: there is no such model or file{hint}; give {FORMS}")

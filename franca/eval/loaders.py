@@ -100,8 +100,12 @@ def _in_words(asked: ModelName) -> Iterator[None]:
         yield
     except DownloadError as error:
         raise EvalError(f"{asked.said}: {error}. A file that is there already can be named instead") from None
-    except (CheckpointError, EvalError):
+    except EvalError:
         raise
+    except CheckpointError as error:
+        if asked.rasa != "inside":
+            raise
+        raise EvalError(f"--rasa inside: {error}. On the command line, --rasa FILE gives a head") from error
     except ValueError as error:  # no such published weights, a size that patches don't divide
         raise EvalError(f"{asked.said}: {error}") from error
 

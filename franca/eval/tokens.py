@@ -78,11 +78,11 @@ def read_tokens(
     if isinstance(output, Mapping) and "x_norm_patchtokens" in output:
         first = output.get("x_norm_clstoken")
         patches = _tensor(output["x_norm_patchtokens"], name)
-        grid = patches.permute(0, 2, 3, 1) if patches.ndim == 4 else _grid(patches, size, name, 0, patch_size)[0]
+        grid = _from_maps(patches, size, name) if patches.ndim == 4 else _grid(patches, size, name, 0, patch_size)[0]
         return Tokens(first.float() if cls and isinstance(first, Tensor) else None, grid.float())
     tokens = _tensor(output, name)
-    if tokens.ndim == 4:  # maps may overlap: nothing is known of their patches
-        return Tokens(None, tokens.permute(0, 2, 3, 1).float())
+    if tokens.ndim == 4:
+        return Tokens(None, _from_maps(tokens, size, name).float())
     grid, before = _grid(tokens, size, name, prefix, patch_size)
     return Tokens(tokens[:, 0].float() if before and cls else None, grid.float())
 
@@ -101,6 +101,17 @@ def _tensor(output: Any, name: str) -> Tensor:
             "backbone.kind=callable of rasa.train)"
         )
     return chosen
+
+
+def _from_maps(maps: Tensor, size: Size, name: str) -> Tensor:
+    """(B, D, h, w) -> (B, h, w, D). Patches may overlap, but the grid has the shape of the images, up to rounding."""
+    rows, columns = maps.shape[2:]
+    if abs(rows * size[1] - columns * size[0]) > sum(size):
+        raise EvalError(
+            f"{name} returned maps of shape {tuple(maps.shape)}, {rows} x {columns} patches, for images of "
+            f"{_words(size)}: another shape. Expected (B, D, h, w), the width of the features second"
+        )
+    return maps.permute(0, 2, 3, 1)
 
 
 def _grid(tokens: Tensor, size: Size, name: str, prefix: int | None, patch_size: int | None) -> tuple[Tensor, int]:

@@ -193,7 +193,7 @@ class TestRasa:
         torch.testing.assert_close(found.patches, head[0](plain.patches), rtol=0, atol=2e-4)
         with pytest.raises(EvalError, match=r"^--rasa .*head\.pth: RASA is folded into --model .*leave --rasa out"):
             load_backbone(file, str(head[1]))
-        with pytest.raises(CheckpointError, match="RASA is folded into"):
+        with pytest.raises(EvalError, match=r"^--rasa inside: .*RASA is folded into"):
             load_backbone(file, "inside")
 
     def test_of_another_width(self, teacher: Path, head: tuple[RASAHead, Path], images: Tensor) -> None:
@@ -203,6 +203,10 @@ class TestRasa:
         torch.save(RASAHead(16, 0).state_dict(), head[1])
         with pytest.raises(CheckpointError, match="reads features of width 16, this backbone's have 32"):
             load_backbone(str(teacher), str(head[1]))
+
+    def test_a_file_without_one(self, teacher: Path) -> None:
+        with pytest.raises(EvalError, match=r"^--rasa inside: .*teacher\.pth holds no RASA head .*--rasa FILE"):
+            load_backbone(str(teacher), "inside")
 
     @pytest.mark.parametrize("model", ["untrained:franca_vits14", "pixels", "timm:vit_tiny_patch16_224"])
     def test_where_there_is_none_inside(self, model: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,18 @@ def test_patch_tokens_alone_have_no_prefix() -> None:
         read_tokens({"x_norm_patchtokens": torch.zeros(2, 17, 8)}, SQUARE, "mine", 1)
 
 
+def test_maps_have_the_shape_of_the_images_up_to_rounding() -> None:
+    for rows, columns in ((2, 3), (3, 3), (2, 4)):  # 70 x 100 pixels, one value for about 32
+        maps = torch.randn(1, 8, rows, columns)
+        torch.testing.assert_close(read_tokens(maps, (70, 100), "mine").patches, maps.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("output", [torch.zeros(2, 16, 16, 384), {"x_norm_patchtokens": torch.zeros(2, 16, 16, 384)}])
+def test_maps_with_their_width_last_are_refused(output: Any) -> None:
+    with pytest.raises(EvalError, match=r"maps of shape \(2, 16, 16, 384\), 16 x 384 patches, .* \(B, D, h, w\)"):
+        read_tokens(output, (224, 224), "mine")
+
+
 def test_pooled_features_are_refused() -> None:
     with pytest.raises(EvalError, match=r"mine returned a tensor of shape \(2, 8\) for images of 56 x 56 .*not pooled"):
         read_tokens(torch.zeros(2, 8), SQUARE, "mine")
