@@ -236,6 +236,14 @@ COMMANDS = {
     ".venv/bin/franca eval linear --model weights/franca_vitb14_In21K.pth --data folder:/path/to/imagenette": Run(
         "size=28 resize=28 steps=3 batch_size=4"
     ),
+    (
+        ".venv/bin/franca eval linear_segmentation --model weights/franca_vitb14_In21K.pth "
+        "--data segmentation_folder:/path/to/camvid --slice d,d/2"
+    ): Run("crop=28 iterations=2 batch=2"),
+    (
+        ".venv/bin/franca eval linear_segmentation --model runs/quickstart/teacher.pth "
+        "--data segmentation_folder:/path/to/camvid --preset whole crop=224 iterations=1000 batch=8"
+    ): Run("crop=28 iterations=2"),
     ".venv/bin/franca eval pictures --model runs/quickstart/teacher.pth --data /path/to/images size=224": Run(
         "images=2 size=56"
     ),
