@@ -20,9 +20,9 @@ from franca.train.build import build_pair, refused_as
 from franca.train.config import TrainConfig, load_config
 from franca.train.estimate import UTILISATION, estimate, report
 from franca.train.initialise import preview
-from franca.train.logger import MissingTracker, TrackerRefused
 from franca.train.recovery import NonFiniteLoss
 from franca.train.stopping import Interrupted
+from franca.train.trackers import MissingTracker, TrackerRefused
 from franca.train.trainer import Evaluate, Trainer
 
 EPILOG = """\
@@ -30,6 +30,7 @@ examples:
   python -m franca.train --config configs/recipes/quickstart.yaml
   python -m franca.train --config configs/pretrain/vitb14_in21k.yaml data.path=/data/images output=runs/mine
   python -m franca.train --config configs/recipes/quickstart.yaml steps=500 optimizer.lr=3e-4 --dry-run
+  python -m franca.train --config configs/recipes/continue_vitb14.yaml data.path=/data/images output=runs/more
   torchrun --nproc-per-node 8 -m franca.train --config configs/pretrain/vitl14_in21k.yaml data.path=/data/images
 
 The same command continues a run that was stopped, at any moment and by any means.
