@@ -3,14 +3,15 @@
 B images, L local crops each, N patches of a global crop, M upper bound on the masked patches of a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from franca.data.masking import Mask, MaskConfig
+from franca.data.photometric import finish
 
 
 class SkippedFile(NamedTuple):
@@ -27,10 +28,14 @@ class SkippedFile(NamedTuple):
 
 @dataclass
 class Crops:
-    """The crops of one image, float32 and normalised: two global ones, each (C, H, W), and L local ones, (C, h, w)."""
+    """The crops of one image: two global ones, each (C, H, W), and L local ones, (C, h, w).
+
+    draws: (2 + L, changes.DRAWS), numbers that decide what is still to be changed; empty for finished crops.
+    """
 
     global_: list[Tensor]
     local: list[Tensor]
+    draws: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 @dataclass
@@ -50,7 +55,7 @@ class Sample:
 class PretrainBatch:
     """What a training step consumes.
 
-    global_crops: (2B, C, H, W) float32, crop-major: crop 0 of all images, then crop 1
+    global_crops: (2B, C, H, W) float32, normalised, crop-major: crop 0 of all images, then crop 1
     local_crops: (L * B, C, h, w) float32, crop-major; None without local crops
     masks: (2B, N) bool, True = hidden from the student
     mask_indices: (M,) int64, places of the masked patches in the 2B * N patches, ascending; padded with 0
@@ -73,15 +78,39 @@ class PretrainBatch:
 
     def to(self, device: torch.device | str) -> "PretrainBatch":
         """The same batch on another device; copies from pinned memory don't wait."""
-        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> "PretrainBatch":
-        """The same batch in page-locked memory (the loader calls it when an accelerator is there)."""
-        return self._with_tensors(Tensor.pin_memory)
-
-    def _with_tensors(self, change: Any) -> "PretrainBatch":
+    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> "PretrainBatch":
+        """The same batch with every tensor changed."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: change(v) for name, v in values.items() if isinstance(v, Tensor)})
+        return replace(self, **{name: change(v) for name, v in values.items() if isinstance(v, Tensor)})  # type: ignore[arg-type]
+
+
+@dataclass
+class LoadedBatch:
+    """What the loader gives: a batch whose crops are still uint8 as cut, and how the training device finishes them.
+
+    changes: (2 + L, B, changes.COLUMNS) float32. norm: (2, C), see photometric.finish.
+    """
+
+    cut: PretrainBatch
+    changes: Tensor
+    norm: Tensor
+
+    def to(self, device: torch.device | str) -> PretrainBatch:
+        """The finished batch, on the device that trains; copies from pinned memory don't wait."""
+        batch = self.cut.to(device)
+        changes, norm = (tensor.to(device, non_blocking=True) for tensor in (self.changes, self.norm))
+        local = batch.local_crops
+        return replace(
+            batch,
+            global_crops=finish(batch.global_crops, changes[:2].flatten(0, 1), norm),
+            local_crops=None if local is None else finish(local, changes[2:].flatten(0, 1), norm),
+        )
+
+    def pin_memory(self) -> "LoadedBatch":
+        """The same in page-locked memory (the loader calls it when an accelerator is there)."""
+        return LoadedBatch(self.cut.with_tensors(Tensor.pin_memory), self.changes.pin_memory(), self.norm.pin_memory())
 
 
 def collate(samples: Sequence[Sample], mask: Mask, config: MaskConfig, generator: Generator) -> PretrainBatch:
@@ -133,5 +162,8 @@ def _masked_patches(masks: Tensor, upper_bound: int) -> dict[str, Tensor]:
 
 
 def _crop_major(crops: list[list[Tensor]]) -> Tensor:
-    """B lists of n crops -> (n * B, C, H, W)."""
-    return torch.stack([crop for same_place in zip(*crops, strict=True) for crop in same_place])
+    """B lists of n crops -> (n * B, C, H, W), the numbers in the same order in memory as in a crop."""
+    every = [crop for same_place in zip(*crops, strict=True) for crop in same_place]
+    if every[0].stride(0) == 1:  # the channels of a pixel lie together
+        return torch.stack([crop.permute(1, 2, 0) for crop in every]).permute(0, 3, 1, 2)
+    return torch.stack(every)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from franca.data.ahead import read_ahead
-from franca.data.batch import PretrainBatch, Sample, SkippedFile, collate
+from franca.data.batch import LoadedBatch, Sample, SkippedFile, collate
 from franca.data.config import DataConfig, spare_cores
 from franca.data.decode import decode_image
 from franca.data.errors import DataError, TooManyBrokenFiles, UnreadableImage, WorkerDied
@@ -33,8 +33,9 @@ class PretrainLoader:
 
     Batch k of rank r, of R ranks, holds samples first to first + batch_size - 1, first = (k * R + r) * batch_size.
     Sample n shows image shuffled(n mod len) of epoch n div len, or the next image of the rank's streams of shards (see
-    shard_streams), augmented by (seed, n); masks are drawn from (seed, k * R + r). Workers change who computes a
-    batch, never its content.
+    shard_streams), cropped and changed by (seed, n); masks are drawn from (seed, k * R + r). Workers change who makes
+    a batch, never its content. They cut crops; colours, blur and normalisation follow where the batch is put to use
+    (LoadedBatch.to), by numbers that the worker drew.
     pin_memory: put batches where an accelerator can fetch them by itself. skipped: what could not be read so far.
     """
 
@@ -82,7 +83,7 @@ class PretrainLoader:
         self._images = int(state["images"])
         self._table.rows.copy_(rows)
 
-    def batches(self, start: int | None = None) -> Iterator[PretrainBatch]:
+    def batches(self, start: int | None = None) -> Iterator[LoadedBatch]:
         """This rank's batches without end, from where the loader stands, or from its batch ``start`` on.
 
         Raises TooManyBrokenFiles, WorkerDied when a worker process is lost, and DataError when shards stand elsewhere
@@ -98,14 +99,14 @@ class PretrainLoader:
             self._images = images
         return self._from_here()
 
-    def _from_here(self) -> Iterator[PretrainBatch]:
+    def _from_here(self) -> Iterator[LoadedBatch]:
         given: deque[dict[int, list[int]]] = deque()
         works = self._works(given)
         batches = iter(self._data_loader(works))
         try:
             while True:
                 batch = self._next(batches)
-                self.skipped.add(batch)
+                self.skipped.add(batch.cut)
                 self._images += self.world_size * self.config.batch_size
                 for place, row in given.popleft().items():
                     self._table.rows[place] = torch.tensor(row)
@@ -125,7 +126,7 @@ class PretrainLoader:
         except DataError as error:  # takes its turn behind the batches before it; raised here it would leave workers
             yield type(error)(*error.args)  # without the traceback
 
-    def _next(self, batches: Iterator[PretrainBatch | DataError]) -> PretrainBatch:
+    def _next(self, batches: Iterator[LoadedBatch | DataError]) -> LoadedBatch:
         try:
             batch = next(batches)
         except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: lost while it handed a batch over
@@ -174,7 +175,7 @@ class _Batches(Dataset):
         self.mask_config = config.mask
         self.mask = config.mask.build((side, side))
 
-    def __getitem__(self, work: Work | DataError) -> PretrainBatch | DataError:
+    def __getitem__(self, work: Work | DataError) -> LoadedBatch | DataError:
         if isinstance(work, DataError):
             return work
         try:
@@ -182,7 +183,8 @@ class _Batches(Dataset):
         except DataError as error:  # raised here, it would come out wrapped in the worker's traceback
             return error
         number = work.first // self.batch_size
-        return collate(samples, self.mask, self.mask_config, generator("masks", self.seed, number))
+        batch = collate(samples, self.mask, self.mask_config, generator("masks", self.seed, number))
+        return LoadedBatch(batch, self.multi_crop.changes_of([each.crops for each in samples]), self.multi_crop.norm)
 
     def _sample(self, work: Work, place: int) -> Sample:
         number = work.first + place

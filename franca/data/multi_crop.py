@@ -1,13 +1,15 @@
 """Multi-crop: two large crops and several small ones of one image, each changed at random in its own way (DINOv2)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
 
-from franca.data import pixel_ops
 from franca.data.batch import Crops
+from franca.data.changes import DRAWS, draw_changes
+from franca.data.pixel_ops import BOX_DRAWS, box_from, resized_crop
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -68,44 +70,34 @@ class CropConfig:
 
 
 class MultiCrop:
-    """One image (C, H, W) uint8 -> two global crops and ``local_count`` local ones, float32, normalised."""
+    """One image (C, H, W) uint8 -> two global crops and ``local_count`` local ones, uint8, and what to change of each.
+
+    norm: (2, C) float, mean and standard deviation of the channels for values between 0 and 255.
+    """
 
     def __init__(self, config: CropConfig) -> None:
-        self.config = config
-        self.mean = 255 * torch.tensor(config.mean).view(-1, 1, 1)
-        self.std = 255 * torch.tensor(config.std).view(-1, 1, 1)
-        self.blurs = BLURS[config.blur]
+        kinds = (config.global_size, config.global_scale), (config.local_size, config.local_scale)
+        self.kinds = [kinds[0]] * 2 + [kinds[1]] * config.local_count
+        self.norm = 255 * torch.tensor([config.mean, config.std])
+        self.chances = torch.tensor([config.flip, config.colour_jitter, config.grayscale, 0.0, 0.0]).repeat(
+            len(self.kinds), 1
+        )
+        first, second, local = BLURS[config.blur]
+        self.chances[:, 3] = torch.tensor([first, second, *[local] * config.local_count])
+        self.chances[1, 4] = config.solarize
 
     def __call__(self, image: Tensor, generator: Generator) -> Crops:
-        """Draws all crops from ``generator`` and nothing else."""
-        config = self.config
-        first, second, local = self.blurs
-        return Crops(
-            global_=[
-                self._crop(image, config.global_size, config.global_scale, first, 0.0, generator),
-                self._crop(image, config.global_size, config.global_scale, second, config.solarize, generator),
-            ],
-            local=[
-                self._crop(image, config.local_size, config.local_scale, local, 0.0, generator)
-                for _ in range(config.local_count)
-            ],
-        )
+        """Draws everything about all crops from ``generator`` and nothing else."""
+        draws = torch.rand(len(self.kinds), BOX_DRAWS + DRAWS, generator=generator, dtype=torch.float64)
+        height, width = image.shape[-2:]
+        cut = [
+            resized_crop(image, box_from(row, height, width, scale), size)
+            for row, (size, scale) in zip(draws[:, :BOX_DRAWS].tolist(), self.kinds, strict=True)
+        ]
+        return Crops(cut[:2], cut[2:], draws[:, BOX_DRAWS:])
 
-    def _crop(
-        self, image: Tensor, size: int, scale: list[float], blur: float, solarize: float, generator: Generator
-    ) -> Tensor:
-        config = self.config
-        in_colour = image.shape[0] == 3
-        crop = pixel_ops.random_resized_crop(image, size, scale, generator)
-        flip, jitter, gray, blurs, solarizes = pixel_ops.draw(generator, 5)
-        if flip < config.flip:
-            crop = crop.flip(-1)
-        if in_colour and jitter < config.colour_jitter:
-            crop = pixel_ops.colour_jitter(crop, generator)
-        if in_colour and gray < config.grayscale:
-            crop = pixel_ops.grayscale(crop)
-        if blurs < blur:
-            crop = pixel_ops.gaussian_blur(crop, generator)
-        if in_colour and solarizes < solarize:
-            crop = pixel_ops.solarize(crop)
-        return (crop - self.mean).div_(self.std)
+    def changes_of(self, crops: Sequence[Crops]) -> Tensor:
+        """(2 + L, B, changes.COLUMNS) float32: what to change of the crops of B images."""
+        in_colour = torch.tensor([True, crops[0].global_[0].shape[0] == 3])[[0, 1, 1, 0, 1]]
+        draws = torch.stack([each.draws for each in crops], dim=1)
+        return draw_changes(draws, (self.chances * in_colour)[:, None])

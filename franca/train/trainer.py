@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from franca.data.batch import PretrainBatch
+from franca.data.batch import LoadedBatch, PretrainBatch
 from franca.data.loader import PretrainLoader
 from franca.data.mixture import describe
 from franca.devices import choose_device, choose_precision, compute_in
@@ -161,7 +161,7 @@ class Trainer:
             elif stopped_by is not None and self.state.step < self.config.steps:
                 raise Interrupted(stopped_by, self.state.step)
 
-    def _draw(self, batches: Iterator[PretrainBatch]) -> PretrainBatch:
+    def _draw(self, batches: Iterator[LoadedBatch]) -> PretrainBatch:
         with self.clock.waiting():
             batch = next(batches)
         return batch.to(self.device)
@@ -295,7 +295,7 @@ class Trainer:
     def _say_save_failed(self, error: Exception) -> None:
         self.log.say(f"WARNING: {error}. Training goes on; the next save is tried as usual")
 
-    def _roll_back(self, trouble: str) -> Iterator[PretrainBatch]:
+    def _roll_back(self, trouble: str) -> Iterator[LoadedBatch]:
         """Return to the newest good state, but go on with images that the failed stretch did not see."""
         self.watchdog.excused(self.state.step, "going back")
         self._end_earlier_save()

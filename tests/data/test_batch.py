@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from franca.data.batch import Crops, PretrainBatch, Sample, SkippedFile, collate, draw_masks
+from franca.data.batch import Crops, LoadedBatch, PretrainBatch, Sample, SkippedFile, collate, draw_masks
 from franca.data.masking import MaskConfig
+from franca.data.multi_crop import CropConfig, MultiCrop
+from franca.data.photometric import finish
 
 
 def _samples(count: int, n_local: int = 2) -> list[Sample]:
@@ -89,7 +91,7 @@ def test_ratios_fill_every_stratum() -> None:
         assert ((counts >= lower) & (counts <= lower + 10)).all()
 
 
-def test_device_and_pinning_move_every_tensor() -> None:
+def test_every_tensor_moves_to_the_device() -> None:
     batch = _collate()
     moved = batch.to("meta")
     for name, value in vars(batch).items():
@@ -97,8 +99,47 @@ def test_device_and_pinning_move_every_tensor() -> None:
             assert getattr(moved, name).device.type == "meta", name
         else:
             assert getattr(moved, name) == value, name
+
+
+def _loaded() -> LoadedBatch:
+    """Two images, two local crops each, to be changed in every way."""
+    config = CropConfig(global_size=12, local_size=8, local_count=2, flip=1, grayscale=1, solarize=1)
+    multi, random, mask = MultiCrop(config), torch.Generator().manual_seed(0), MaskConfig()
+    images = torch.randint(0, 256, (2, 20, 30, 3), dtype=torch.uint8, generator=random).permute(0, 3, 1, 2)
+    crops = [multi(image, random) for image in images]
+    samples = [Sample(each, number) for number, each in enumerate(crops)]
+    return LoadedBatch(collate(samples, mask.build((2, 2)), mask, random), multi.changes_of(crops), multi.norm)
+
+
+def test_a_loaded_batch_is_finished_where_it_goes() -> None:
+    """Each crop by the row of its own place and image, and nothing but the crops is changed."""
+    loaded = _loaded()
+    batch = loaded.to("cpu")
+    crops = [loaded.cut.global_crops, loaded.cut.local_crops]
+    places = [(crop, place) for crop, each in enumerate((2, 2)) for place in range(each)]
+    finished = [*batch.global_crops.unflatten(0, (2, 2)), *batch.local_crops.unflatten(0, (2, 2))]  # type: ignore
+    for row, (kind, place), found in zip(loaded.changes, places, finished, strict=True):
+        cut = crops[kind].unflatten(0, (2, 2))[place]  # type: ignore[union-attr]
+        assert cut.dtype == torch.uint8
+        torch.testing.assert_close(found, finish(cut, row, loaded.norm), atol=1e-5, rtol=0)
+    for name, value in vars(loaded.cut).items():
+        if not name.endswith("_crops"):
+            same = torch.equal(value, getattr(batch, name)) if isinstance(value, torch.Tensor) else True
+            assert same, name
+
+
+def test_a_loaded_batch_is_small_until_it_is_there() -> None:
+    """Crops travel in 8 bits, in the order of memory that they were cut in: one copy a tensor, none before it."""
+    loaded = _loaded()
+    assert loaded.cut.global_crops.is_contiguous(memory_format=torch.channels_last)
+    moved = loaded.to("meta")
+    assert moved.global_crops.device.type == "meta"
+    assert moved.global_crops.dtype == torch.float32
     if torch.accelerator.is_available():
-        assert batch.pin_memory().mask_indices.is_pinned()
+        pinned = loaded.pin_memory()
+        assert pinned.cut.global_crops.is_pinned()
+        assert pinned.cut.mask_indices.is_pinned()
+        assert pinned.changes.is_pinned()
 
 
 @pytest.fixture

@@ -75,6 +75,32 @@ def test_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
     _close(read_image(path), _gradient(), 2)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"quality": 30}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"restart_marker_rows": 1}],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_is_what_pillow_reads(tmp_path: Path, mode: str, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded without Pillow, whose way stays for what is no plain JPEG."""
+    picture = Image.fromarray(_gradient(67, 93)).convert(mode)
+    path = _save(picture, tmp_path / "image.jpg", **options)
+    expected = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    read = read_image(path)
+    assert np.abs(read.permute(1, 2, 0).numpy() - expected).max() <= 1  # releases of the library may round otherwise
+    monkeypatch.setattr(decode, "_read_jpeg", lambda _: None)
+    assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9, 0.999])
+def test_a_truncated_jpeg_is_refused(tmp_path: Path, kept: float) -> None:
+    path = _save(Image.fromarray(_gradient(200, 200)), tmp_path / "image.jpg")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(UnreadableImage, match=r"image\.jpg"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("extension", ["png", "tif", "pgm"])
 def test_16_bits_are_scaled_not_clipped(tmp_path: Path, extension: str) -> None:
     values = np.linspace(0, 65535, 40 * 50).reshape(40, 50).astype(np.uint16)

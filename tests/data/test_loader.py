@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -78,7 +77,7 @@ def _loader(source: Source, config: DataConfig, seed: int = 0) -> PretrainLoader
 
 
 def _take(loader: PretrainLoader, count: int, start: int = 0) -> list[PretrainBatch]:
-    return list(islice(loader.batches(start), count))
+    return [batch.to("cpu") for batch in islice(loader.batches(start), count)]
 
 
 def _assert_equal(a: PretrainBatch, b: PretrainBatch) -> None:
@@ -352,7 +351,7 @@ def test_other_numbers_of_channels(tmp_path: Path, channels: int) -> None:
         np.save(tmp_path / f"{i}.npy", np.random.default_rng(i).integers(0, 256, (30, 30, channels), dtype=np.uint8))
     crops = CropConfig(global_size=28, local_size=14, local_count=1, mean=[0.5] * channels, std=[0.2] * channels)
     config = DataConfig(path=str(tmp_path), channels=channels, batch_size=2, workers=0, crops=crops)
-    batch = next(_loader(config.build_source(), config).batches(0))
+    batch = next(_loader(config.build_source(), config).batches(0)).to("cpu")
     assert batch.global_crops.shape == (4, channels, 28, 28)
     assert batch.masks.shape == (4, 4)
 
@@ -361,8 +360,8 @@ def test_real_photographs(data_dir: Path) -> None:
     """A small epoch over whatever real images there are, without one file skipped."""
     source = ImageFolder(str(data_dir / "photos"))
     loader = _loader(source, _config(batch_size=7))
-    batches: Iterator[PretrainBatch] = loader.batches()
-    for batch in islice(batches, 3):
+    batches = loader.batches()
+    for batch in (loaded.to("cpu") for loaded in islice(batches, 3)):
         assert batch.global_crops.isfinite().all()
         assert batch.global_crops.std() > 0.3
     assert loader.skipped.broken == 0

@@ -1,12 +1,14 @@
 import math
-from collections import Counter
 
 import pytest
 import torch
 from torch import Generator, Tensor
 
-from franca.data import multi_crop, pixel_ops
+from franca.data import multi_crop
+from franca.data.changes import FLIP, GREYSCALE, SIGMA, SOLARIZE, STEPS
 from franca.data.multi_crop import CropConfig, MultiCrop
+from franca.data.photometric import finish
+from franca.data.pixel_ops import BOX_DRAWS, box_from, resized_crop
 
 
 def _generator(seed: int = 0) -> Generator:
@@ -17,6 +19,14 @@ def _image(channels: int = 3, height: int = 60, width: int = 70) -> Tensor:
     return torch.randint(0, 256, (channels, height, width), dtype=torch.uint8, generator=_generator(7))
 
 
+def _finished(config: CropConfig, image: Tensor, seed: int = 0) -> list[Tensor]:
+    """All crops of one image as the network reads them, (C, S, S)."""
+    multi = MultiCrop(config)
+    crops = multi(image, _generator(seed))
+    rows = multi.changes_of([crops]).unbind(0)
+    return [finish(cut[None], row, multi.norm)[0] for cut, row in zip(crops.global_ + crops.local, rows, strict=True)]
+
+
 def _plain(**options) -> CropConfig:
     """No change but cropping."""
     return CropConfig(**{"flip": 0, "colour_jitter": 0, "grayscale": 0, "solarize": 0, "blur": "off"} | options)
@@ -25,10 +35,14 @@ def _plain(**options) -> CropConfig:
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 def test_shapes(channels: int) -> None:
     config = CropConfig(global_size=28, local_size=14, local_count=3, mean=[0.5] * channels, std=[0.2] * channels)
-    crops = MultiCrop(config)(_image(channels), _generator())
+    multi = MultiCrop(config)
+    crops = multi(_image(channels), _generator())
     assert [crop.shape for crop in crops.global_] == [(channels, 28, 28)] * 2
     assert [crop.shape for crop in crops.local] == [(channels, 14, 14)] * 3
-    assert all(crop.dtype == torch.float32 and crop.isfinite().all() for crop in crops.global_ + crops.local)
+    assert all(crop.dtype == torch.uint8 for crop in crops.global_ + crops.local)
+    assert multi.changes_of([crops] * 4).shape[:2] == (5, 4)
+    finished = _finished(config, _image(channels))
+    assert all(crop.dtype == torch.float32 and crop.isfinite().all() for crop in finished)
 
 
 def test_the_generator_decides_everything() -> None:
@@ -39,7 +53,8 @@ def test_the_generator_decides_everything() -> None:
     state = torch.get_rng_state()
     again, other = multi(_image(), _generator(1)), multi(_image(), _generator(2))
     assert torch.equal(torch.get_rng_state(), state)  # the run's own random numbers are left alone
-    for a, b, c in zip(*(crops.global_ + crops.local for crops in (first, again, other)), strict=True):
+    parts = ([*crops.global_, *crops.local, multi.changes_of([crops])] for crops in (first, again, other))
+    for a, b, c in zip(*parts, strict=True):
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
 
@@ -50,23 +65,21 @@ def test_crops_of_one_image_differ() -> None:
     assert not any(torch.equal(a, b) for i, a in enumerate(every) for b in every[:i])
 
 
-def test_each_crop_has_the_size_and_scale_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple] = []
-
-    def note(image: Tensor, size: int, scale: list[float], _: Generator) -> Tensor:
-        asked.append((size, scale))
-        return image
-
-    monkeypatch.setattr(pixel_ops, "random_resized_crop", note)
+def test_each_crop_is_the_box_of_its_kind() -> None:
     config = _plain(global_size=28, global_scale=[0.4, 0.9], local_size=14, local_scale=[0.1, 0.3], local_count=3)
-    MultiCrop(config)(_image(), _generator())
-    assert asked == [(28, [0.4, 0.9])] * 2 + [(14, [0.1, 0.3])] * 3
+    crops = MultiCrop(config)(_image(), _generator(3))
+    draws = torch.rand(5, BOX_DRAWS + crops.draws.shape[1], generator=_generator(3), dtype=torch.float64)
+    for place, crop in enumerate(crops.global_ + crops.local):
+        size, scale = (28, [0.4, 0.9]) if place < 2 else (14, [0.1, 0.3])
+        box = box_from(draws[place, :BOX_DRAWS].tolist(), 60, 70, scale)
+        assert torch.equal(crop, resized_crop(_image(), box, size))
+    assert torch.equal(crops.draws, draws[:, BOX_DRAWS:])  # what decides the box decides nothing else
 
 
 def test_normalisation() -> None:
     """A plain crop is (value / 255 - mean) / std, channel by channel."""
     image = torch.tensor([255, 0, 51], dtype=torch.uint8).view(3, 1, 1).expand(3, 20, 20)
-    crop = MultiCrop(_plain(global_size=14, local_count=0))(image, _generator()).global_[0]
+    crop = _finished(_plain(global_size=14, local_count=0), image)[0]
     expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225]
     torch.testing.assert_close(crop, torch.tensor(expected).view(3, 1, 1).expand(3, 14, 14))
 
@@ -76,64 +89,45 @@ def test_the_smallest_and_thinnest_images(height: int, width: int) -> None:
     """One colour stays one colour, whatever is enlarged, blurred or mirrored at borders on the way."""
     image = torch.tensor([200, 90, 10], dtype=torch.uint8).view(3, 1, 1).expand(3, height, width)
     for seed in range(5):
-        crops = MultiCrop(CropConfig(global_size=28, local_size=14))(image, _generator(seed))
-        for crop in crops.global_ + crops.local:
+        for crop in _finished(CropConfig(global_size=28, local_size=14), image, seed):
             assert crop.isfinite().all()
-            assert (crop - crop[:, :1, :1]).abs().max() == 0
+            assert (crop - crop[:, :1, :1]).abs().max() < 1e-5
 
 
 def test_flip_mirrors_left_and_right() -> None:
     sizes = {"global_size": 28, "local_count": 0}
-    plain = MultiCrop(_plain(**sizes))(_image(), _generator()).global_
-    flipped = MultiCrop(_plain(flip=1, **sizes))(_image(), _generator()).global_
+    plain, flipped = (_finished(_plain(flip=flip, **sizes), _image()) for flip in (0, 1))
     assert torch.equal(plain[0].flip(-1), flipped[0])
     assert torch.equal(plain[1].flip(-1), flipped[1])
 
 
-def _shares(config: CropConfig, monkeypatch: pytest.MonkeyPatch, channels: int = 3, images: int = 600) -> dict:
+def _shares(config: CropConfig, channels: int = 3, images: int = 600) -> dict[str, list[float]]:
     """How often each change reaches the first global, the second global, and the local crops."""
-    counts: Counter = Counter()
-    place = 0
-
-    def counting(name: str, function):
-        def counted(crop: Tensor, *rest):
-            counts[name, min(place, 2)] += 1
-            return crop if name != "random_resized_crop" else function(crop, *rest)
-
-        return counted
-
-    def crop_and_count(image: Tensor, size: int, *_) -> Tensor:
-        nonlocal place
-        place = (place + 1) % (2 + config.local_count)
-        return image[:, :8, :8]
-
-    monkeypatch.setattr(pixel_ops, "random_resized_crop", crop_and_count)
-    for name in ("colour_jitter", "grayscale", "gaussian_blur", "solarize"):
-        monkeypatch.setattr(pixel_ops, name, counting(name, getattr(pixel_ops, name)))
-    place = -1
     multi, generator = MultiCrop(config), _generator()
-    for _ in range(images):
-        multi(_image(channels, 8, 8), generator)
-    per_place = (images, images, images * config.local_count)
-    names = ("colour_jitter", "grayscale", "gaussian_blur", "solarize")
-    return {name: [counts[name, i] / per_place[i] for i in range(3)] for name in names}
+    rows = multi.changes_of([multi(_image(channels, 8, 8), generator) for _ in range(images)])
+    happens = {"colour_jitter": rows[..., : 4 * STEPS].any(-1)}
+    columns = {"flip": FLIP, "grayscale": GREYSCALE, "blur": SIGMA, "solarize": SOLARIZE}
+    happens |= {name: rows[..., column] != 0 for name, column in columns.items()}
+    places = slice(0, 1), slice(1, 2), slice(2, None)
+    return {name: [float(found[place].float().mean()) for place in places] for name, found in happens.items()}
 
 
 @pytest.mark.parametrize(("blur", "blurred"), [("intended", (1, 0.1, 0.5)), ("inverted", (0, 0.9, 0.5))])
-def test_probabilities_of_the_recipe(blur: str, blurred: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
-    shares = _shares(CropConfig(blur=blur, local_count=4), monkeypatch)
+def test_probabilities_of_the_recipe(blur: str, blurred: tuple) -> None:
+    shares = _shares(CropConfig(global_size=8, local_size=8, blur=blur, local_count=4))
+    assert shares["flip"] == pytest.approx([0.5] * 3, abs=0.06)
     assert shares["colour_jitter"] == pytest.approx([0.8] * 3, abs=0.06)
     assert shares["grayscale"] == pytest.approx([0.2] * 3, abs=0.06)
-    assert shares["gaussian_blur"] == pytest.approx(blurred, abs=0.06)
-    assert shares["gaussian_blur"][0] == blurred[0]  # always, or never
+    assert shares["blur"] == pytest.approx(blurred, abs=0.06)
+    assert shares["blur"][0] == blurred[0]  # always, or never
     assert shares["solarize"] == pytest.approx([0, 0.2, 0], abs=0.06)
 
 
-def test_colour_changes_turn_off_without_three_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = CropConfig(local_count=2, mean=[0.5], std=[0.2])
-    shares = _shares(config, monkeypatch, channels=4, images=50)
+def test_colour_changes_turn_off_without_three_channels() -> None:
+    config = CropConfig(global_size=8, local_size=8, local_count=2, mean=[0.5], std=[0.2])
+    shares = _shares(config, channels=4, images=50)
     assert shares["colour_jitter"] == shares["grayscale"] == shares["solarize"] == [0, 0, 0]
-    assert shares["gaussian_blur"][0] == 1
+    assert shares["blur"][0] == 1
 
 
 @pytest.mark.parametrize(

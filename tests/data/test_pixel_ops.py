@@ -167,12 +167,6 @@ def test_jitter_draws_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(sorted(order) == sorted(names) for order in orders)
 
 
-def test_solarize_inverts_the_bright_half() -> None:
-    image = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
-    flat = pixel_ops.solarize(image).flatten().tolist()
-    assert flat == [value if value < 128 else 255 - value for value in range(256)]
-
-
 def test_grayscale_keeps_three_equal_channels() -> None:
     gray = pixel_ops.grayscale(_noise())
     assert gray.shape == (3, 40, 50)

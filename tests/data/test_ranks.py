@@ -3,7 +3,7 @@
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain, islice
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def _loaders(config: DataConfig, ranks: int, seed: int = 0) -> list[PretrainLoad
 
 def _take(loaders: list[PretrainLoader], count: int) -> list[list[PretrainBatch]]:
     """The next batches of each rank."""
-    return [list(islice(loader.batches(), count)) for loader in loaders]
+    return [[batch.to("cpu") for batch in islice(loader.batches(), count)] for loader in loaders]
 
 
 def _numbers(batches: list[list[PretrainBatch]]) -> list[int]:
@@ -177,7 +177,7 @@ class TestResume:
         assert int(state["images"]) == 24
         shown += _numbers(_take(_resume(config, 3, state), 2))
         assert sorted(shown) == list(range(48))
-        start = [next(iter(loader.batches(3))) for loader in _loaders(config, 2)]
+        start = [next(iter(loader.batches(3))).to("cpu") for loader in _loaders(config, 2)]
         _assert_equal([[batch] for batch in start], _take(_resume(config, 2, state), 1))
 
     def test_a_state_of_other_shards_is_refused(self, shards: Path) -> None:
@@ -194,7 +194,7 @@ class TestResume:
     def test_shards_cannot_be_entered_anywhere(self, shards: Path) -> None:
         (loader,) = _loaders(_config(shards), 1)
         _take([loader], 2)
-        assert next(iter(loader.batches(2))).sample_numbers == [8, 9, 10, 11]
+        assert next(iter(loader.batches(2))).cut.sample_numbers == [8, 9, 10, 11]
         with pytest.raises(DataError, match="can't be entered at batch 7: they stand at image 12"):
             loader.batches(7)
 
@@ -274,7 +274,7 @@ class TestPipes:
 class TestReadingAhead:
     def test_the_thread_ends_with_the_iterator(self, shards: Path) -> None:
         (loader,) = _loaders(_config(shards, workers=1), 1)
-        batches: Iterator[PretrainBatch] = loader.batches()
+        batches = loader.batches()
         next(batches)
         assert any(thread.name == "franca-read-ahead" for thread in threading.enumerate())
         batches.close()  # type: ignore[attr-defined]

@@ -197,7 +197,7 @@ def constant_features(trainer: Trainer) -> None:
 
 def one_direction(trainer: Trainer) -> None:
     """The last norm lets one feature through, less its mean."""
-    crops = next(trainer.loader.batches()).global_crops
+    crops = next(trainer.loader.batches()).to("cpu").global_crops
     with torch.no_grad():
         mean = trainer.pair.teacher.backbone(crops)[:, 0].mean()
         for encoder in (trainer.pair.student, trainer.pair.teacher):

@@ -48,7 +48,7 @@ def test_two_accumulated_batches_are_one_batch_of_twice_the_size(tiny: Callable[
     options = ("objective.koleo_weight=0", "optimizer.warmup_steps=0", "optimizer.freeze_last_layer_steps=0")
     whole = Trainer(tiny(*options, "data.batch_size=8"))
     parts = Trainer(tiny(*options, "data.batch_size=8"))
-    batch = next(whole.loader.batches())
+    batch = next(whole.loader.batches()).to("cpu")
     whole.step([batch])
     parts.step([half_of(batch, first=True), half_of(batch, first=False)])
     theirs, ours = whole.meter.read(), parts.meter.read()
@@ -91,7 +91,7 @@ def test_a_line_holds_the_mean_since_the_last_line(
 def test_the_teacher_is_the_moving_average(tiny: Callable[..., TrainConfig]) -> None:
     trainer = Trainer(tiny("teacher.momentum=0.75", "teacher.momentum_end=0.75", "optimizer.warmup_steps=0"))
     before = {name: p.clone() for name, p in trainer.pair.teacher.named_parameters()}
-    trainer.step([next(trainer.loader.batches())])
+    trainer.step([next(trainer.loader.batches()).to("cpu")])
     student = dict(trainer.pair.student.named_parameters())
     for name, average in trainer.pair.teacher.named_parameters():
         torch.testing.assert_close(average, 0.75 * before[name] + 0.25 * student[name], rtol=1e-5, atol=1e-6)
