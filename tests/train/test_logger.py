@@ -16,7 +16,8 @@ from rich.console import Console
 from franca.metrics import read_metrics
 from franca.train import logger
 from franca.train.config import TrainConfig
-from franca.train.logger import LogConfig, MetricsFile, MissingTracker, RunLogger, TrackerRefused
+from franca.train.logger import LogConfig, MetricsFile, RunLogger
+from franca.train.trackers import MissingTracker, TrackerRefused
 from franca.train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
