@@ -122,8 +122,8 @@ def load_backbone(
 
     Args:
         model: franca_vitb14[@WEIGHTS] and the other entry points; a checkpoint file or folder of any layout that
-            franca.hub reads; the folder of a run (its teacher.pth); timm:NAME (local-dir:FOLDER too); transformers:NAME
-            (an id or a folder); torch_hub:REPO:NAME; callable:MODULE:FUNCTION (a function of images, or one without
+            franca.hub reads; the folder of a run (its teacher.pth); timm:NAME and transformers:NAME (a model's name or
+            a folder); torch_hub:REPO:NAME; callable:MODULE:FUNCTION (a function of images, or one without
             arguments that returns the network); untrained:NAME or untrained:FILE (that architecture with fresh weights
             from a fixed seed); pixels or colour (no network: `franca.eval.baselines`).
         rasa: None: as the file is; "inside": the head in the file, beside it or published for it; else the head's

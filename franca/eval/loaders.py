@@ -29,9 +29,10 @@ class ModelName:
     """Which network.
 
     kind: one of KINDS. name: for "franca" and "untrained" an entry point such as franca_vitb14, a checkpoint file or
-    folder of any layout that franca.hub reads, or the folder of a run; for "timm" a model of timm or local-dir:FOLDER;
-    for "transformers" a model id or folder; for "torch_hub" an entry point of `repo`; for "callable" module:function, a
-    function of images or one without arguments that returns the network; for "baseline" one of BASELINES.
+    folder of any layout that franca.hub reads, or the folder of a run; for "timm" a model's name or a folder, also as
+    local-dir:FOLDER; for "transformers" a model id or folder; for "torch_hub" an entry point of `repo`; for "callable"
+    module:function, a function of images or one without arguments that returns the network; for "baseline" one of
+    BASELINES.
     """
 
     kind: str
@@ -123,7 +124,8 @@ def _checkpoint(asked: ModelName) -> Path:
 
 def _timm(asked: ModelName) -> Loaded:
     timm = _library("timm", asked)
-    create = functools.partial(timm.create_model, asked.name, pretrained=True, num_classes=0)
+    name = LOCAL_DIR + asked.name if Path(asked.name).is_dir() else asked.name
+    create = functools.partial(timm.create_model, name, pretrained=True, num_classes=0)
     try:
         try:
             model = create(dynamic_img_size=True)

@@ -89,7 +89,9 @@ def test_a_released_file_takes_heads_and_size(parity_dir: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "name"), [("timm", "timm:local-dir:{}"), ("transformers", "transformers:{}")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("timm", "timm:local-dir:{}"), ("timm", "timm:{}"), ("transformers", "transformers:{}")]
+)
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_other_libraries_give_what_this_one_gives(
     kind: str, name: str, blocks: int, teacher: Path, head: tuple[RASAHead, Path], images: Tensor, tmp_path: Path
