@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import torch
@@ -30,13 +30,14 @@ class Rows:
 
     parts: tuple[Tensor, ...]
     unit: bool = False  # scaled to length 1 when they are read
+    chosen: Tensor | None = None  # numbers (n,) of the rows that count, on the CPU; None: all
 
     def __post_init__(self) -> None:
         if not self.parts or any(part.ndim != 2 or len(part) != len(self.parts[0]) for part in self.parts):
             raise ValueError(f"parts of shape {[tuple(part.shape) for part in self.parts]}: expected (N, D) of one N")
 
     def __len__(self) -> int:
-        return len(self.parts[0])
+        return len(self.parts[0] if self.chosen is None else self.chosen)
 
     @property
     def width(self) -> int:
@@ -45,9 +46,16 @@ class Rows:
 
     def read(self, which: slice | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The chosen rows, (n, D)."""
+        which = self.numbers(which)
         parts = [part[which.to(part.device) if isinstance(which, Tensor) else which] for part in self.parts]
         rows = torch.cat([part.to(device).to(dtype) for part in parts], dim=1)
         return normalize(rows, dim=1) if self.unit else rows
+
+    def numbers(self, which: slice | Tensor) -> slice | Tensor:
+        """Where some of the rows that count stand in the parts."""
+        if self.chosen is None:
+            return which
+        return self.chosen[which.cpu() if isinstance(which, Tensor) else which]
 
 
 @torch.no_grad()
@@ -118,7 +126,7 @@ def choose_search(engine: str, device: torch.device, count: int, products: int) 
 
 def as_rows(side: Tensor | Rows, cosine: bool) -> Rows:
     """Queries or a memory, of length 1 if asked."""
-    return Rows((side,), unit=cosine) if isinstance(side, Tensor) else Rows(side.parts, unit=cosine or side.unit)
+    return Rows((side,), unit=cosine) if isinstance(side, Tensor) else replace(side, unit=cosine or side.unit)
 
 
 @contextmanager

@@ -93,7 +93,7 @@ class QuantisedIndex:
         missing = (index < 0).any(dim=1)  # the lists hold too few rows
         values, rows = compare_again(asked, part, self.memory, index.clamp_min(0), k)
         if missing.any():
-            some = Rows(tuple(each[part][missing] for each in asked.parts))
+            some = Rows(tuple(each[asked.numbers(part)][missing] for each in asked.parts))
             values[missing], rows[missing] = nearest(some, self.memory, k, CPU, self.cosine)
         return values, rows
 

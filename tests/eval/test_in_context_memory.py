@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,16 @@ from franca.data.random_streams import generator
 from franca.eval.datasets import VOID
 from franca.eval.errors import EvalError
 from franca.eval.metrics.segmentation import confusion_matrix, hungarian, mean_iou, renamed
+from franca.eval.neighbours import Rows
 from franca.eval.protocols.in_context_memory import (
     Memory,
     choose_rows,
     count_classes,
-    remembered,
+    remember,
     sample_patches,
     sampling_scores,
 )
-from franca.eval.protocols.in_context_prediction import exact_search, predict_patches, predict_pixels
+from franca.eval.protocols.in_context_prediction import Search, exact_search, predict_patches, predict_pixels
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Reference:
         masks[masks == VOID] = 0
         return count_classes(masks, (self.about["grid"],) * 2, self.about["classes"])
 
-    def memory(self, name: str, folder: Path) -> Memory:
+    def memory(self, name: str) -> Memory:
         features, counts = self.arrays["train/features"].flatten(0, 1), self.counts()
         chosen = torch.arange(len(features))
         if name == "bounded":
@@ -51,8 +51,11 @@ class Reference:
                     for number, (of_image, draws) in enumerate(zip(counts, noise, strict=True))
                 ]
             )
-        with remembered(features, counts.flatten(0, 2), chosen, self.about["patch"] ** 2, folder) as memory:
-            return Memory(memory.features.clone(), memory.counts, memory.patch_pixels)
+        return remember(features, counts.flatten(0, 2), chosen, self.about["patch"] ** 2)
+
+
+def read(memory: Memory) -> Tensor:
+    return memory.features.read(slice(None), torch.float32, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +66,10 @@ def reference(parity_dir) -> Reference:
 
 
 @pytest.mark.parametrize("name", ["unbounded", "bounded"])
-def test_hummingbird(reference: Reference, name: str, tmp_path) -> None:
+def test_hummingbird(reference: Reference, name: str) -> None:
     about, arrays = reference.about, reference.arrays
-    memory = reference.memory(name, tmp_path)
-    features = torch.nn.functional.normalize(memory.features, dim=1)
+    memory = reference.memory(name)
+    features = torch.nn.functional.normalize(read(memory), dim=1)
     torch.testing.assert_close(features, arrays[f"{name}/memory_features"], rtol=0, atol=1e-6)
     torch.testing.assert_close(memory.votes(torch.arange(len(features))), arrays[f"{name}/memory_labels"])
 
@@ -115,7 +118,7 @@ def test_void_votes_for_nothing_and_fills_no_row() -> None:
     counts = count_classes(mask, (1, 2), 2)
     assert counts.tolist() == [[[[1, 2], [0, 0]]]]
     assert choose_rows(counts, 0, iter([])).tolist() == [0]
-    memory = Memory(torch.eye(2), counts.flatten(0, 2), 4)
+    memory = Memory(Rows((torch.eye(2),)), counts.flatten(0, 2), 4)
     assert memory.votes(torch.tensor([0, 1])).tolist() == [[0.25, 0.5], [0, 0]]
 
 
@@ -138,24 +141,25 @@ def test_a_limit_above_all_patches_leaves_nothing_to_chance() -> None:
     assert len(choose_rows(counts, 2, map(generator, range(3)))) == 3, "one patch of each image at least"
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
-def test_chosen_rows_are_copied_as_they_are(tmp_path, kind: torch.dtype) -> None:
-    features, counts = torch.randn(9, 5).to(kind), torch.arange(18).view(9, 2)
-    with remembered(features, counts, torch.tensor([7, 0, 3]), 4, tmp_path) as memory:
-        assert torch.equal(memory.features, features[[7, 0, 3]])
-        assert torch.equal(memory.counts, counts[[7, 0, 3]])
-        del memory
-    assert list(tmp_path.iterdir()) == []
-    with remembered(features, counts, torch.arange(9), 4, tmp_path) as memory:
-        assert memory.features is features, "nothing is copied"
+def test_chosen_rows_stay_where_they_are() -> None:
+    features, counts = torch.randn(9, 5), torch.arange(18).view(9, 2)
+    memory = remember(features, counts, torch.tensor([7, 0, 3]), 4)
+    assert memory.features.parts[0] is features
+    assert torch.equal(read(memory), features[[7, 0, 3]])
+    assert torch.equal(read(memory.first(2)), features[[7, 0, 3], :2])
+    assert torch.equal(memory.counts, counts[[7, 0, 3]])
+    queries = torch.randn(4, 5)
+    expected = predict_patches(queries, *searched(Memory(Rows((features[[7, 0, 3]],)), memory.counts, 4)), 0.1)
+    assert torch.equal(predict_patches(queries, *searched(memory), 0.1), expected)
 
 
-def test_nothing_to_remember_is_an_error(tmp_path) -> None:
-    with (
-        pytest.raises(EvalError, match="every pixel of every training mask is void"),
-        remembered(torch.ones(2, 2), torch.zeros(2, 2), torch.tensor([], dtype=torch.int64), 4, tmp_path),
-    ):
-        pass
+def searched(memory: Memory) -> tuple[Memory, Search]:
+    return memory, exact_search(memory, neighbours=2)
+
+
+def test_nothing_to_remember_is_an_error() -> None:
+    with pytest.raises(EvalError, match="every pixel of every training mask is void"):
+        remember(torch.ones(2, 2), torch.zeros(2, 2), torch.tensor([], dtype=torch.int64), 4)
 
 
 def test_prediction_is_attention_over_the_memory() -> None:
@@ -166,8 +170,8 @@ def test_prediction_is_attention_over_the_memory() -> None:
     unit = torch.nn.functional.normalize
     expected = (unit(queries, dim=1) @ unit(rows, dim=1).T / 0.1).softmax(dim=1) @ (counts / 30)
     for memory, asked in (
-        (Memory(rows, counts, 30), queries),
-        (Memory(rows * torch.rand(12, 1), counts, 30), queries * 7),
+        (Memory(Rows((rows,)), counts, 30), queries),
+        (Memory(Rows((rows * torch.rand(12, 1),)), counts, 30), queries * 7),
     ):
         found = predict_patches(asked, memory, exact_search(memory, neighbours=12), temperature=0.1)
         torch.testing.assert_close(found, expected)

@@ -93,6 +93,17 @@ def test_parts_side_by_side_are_one_row() -> None:
         assert torch.equal(apart[0], together[0])
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_rows_that_do_not_count_are_as_if_they_were_not_there(engine) -> None:
+    queries, memory = random_rows(20, 8, 14), random_rows(90, 8, 15)
+    asked, kept = torch.arange(0, 20, 3), torch.randperm(90, generator=torch.Generator().manual_seed(0))[:50]
+    chosen = Rows((queries,), chosen=asked), Rows((memory,), chosen=kept)
+    found = nearest(*chosen, 4, cosine=True, chunk=13, engine=engine)
+    expected = nearest(queries[asked], memory[kept], 4, cosine=True)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
 def test_memory_mapped_rows_are_searched_where_they_lie(tmp_path) -> None:
     memory = random_rows(50, 8, 12, torch.float16)
     memory.numpy().tofile(tmp_path / "rows")

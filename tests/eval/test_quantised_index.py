@@ -53,6 +53,9 @@ def test_lists_with_too_few_rows_are_made_up_for(memory) -> None:
     assert all(len(row.unique()) == 200 for row in rows)
     assert torch.equal(rows, nearest(queries, memory, 200)[1])
     assert values.isfinite().all()
+    chosen = torch.arange(0, 20, 3)
+    found = index.nearest(Rows((queries,), chosen=chosen), 200, probes=1)
+    assert torch.equal(found[1], rows[chosen])
 
 
 def test_the_same_seed_finds_the_same_however_rows_are_cut(memory, monkeypatch) -> None:

@@ -12,7 +12,7 @@ Legend: N images, h x w patches each, D features, C classes.
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -26,7 +26,7 @@ from franca.eval.errors import EvalError
 from franca.eval.metrics.segmentation import confusion_matrix, hungarian, mean_iou, renamed
 from franca.eval.protocol import Protocol, Task
 from franca.eval.protocols.in_context_augmentation import augmented
-from franca.eval.protocols.in_context_memory import Memory, choose_rows, count_classes, remembered
+from franca.eval.protocols.in_context_memory import Memory, choose_rows, count_classes, remember
 from franca.eval.protocols.in_context_prediction import Search, exact_search, predict_patches, predict_pixels
 from franca.eval.protocols.progress_file import ProgressFile
 from franca.eval.protocols.segmentation_task import masked_sources, with_masks
@@ -138,17 +138,17 @@ def _by_slice(
     chosen = choose_rows(counts, config.memory, generators)
     features = train.features.patches.flatten(0, 2)
     pixels = config.size**2 // (counts.shape[1] * counts.shape[2])
-    with remembered(features, counts.flatten(0, 2), chosen, pixels, context.output) as memory:
-        if len(memory.features) < config.neighbours:
-            raise EvalError(
-                f"neighbours={config.neighbours}: only {len(memory.features)} patches are remembered; ask for fewer"
-            )
-        logger.info("in-context: a memory of %d patches", len(memory.features))
-        for name, width in context.widths(features.shape[1]).items():
-            part = replace(memory, features=memory.features[:, :width])
-            search, recalled = _search(context, config, part, test)
-            confusion = _confusion(context, config, part, search, test, progress, f"slice {name}, seed {seed}")
-            yield name, Outcome(confusion, recalled)
+    memory = remember(features, counts.flatten(0, 2), chosen, pixels)
+    if len(memory.features) < config.neighbours:
+        raise EvalError(
+            f"neighbours={config.neighbours}: only {len(memory.features)} patches are remembered; ask for fewer"
+        )
+    logger.info("in-context: a memory of %d patches", len(memory.features))
+    for name, width in context.widths(features.shape[1]).items():
+        part = memory.first(width)
+        search, recalled = _search(context, config, part, test)
+        confusion = _confusion(context, config, part, search, test, progress, f"slice {name}, seed {seed}")
+        yield name, Outcome(confusion, recalled)
 
 
 def _search(context: Context, config: InContextConfig, memory: Memory, test: Side) -> tuple[Search, float | None]:
@@ -162,7 +162,7 @@ def _search(context: Context, config: InContextConfig, memory: Memory, test: Sid
         return index.nearest(queries, config.neighbours, config.probes)
 
     patches = test.features.patches.flatten(0, 2)
-    some = patches[:: max(1, len(patches) // RECALL_QUERIES), : memory.features.shape[1]]
+    some = patches[:: max(1, len(patches) // RECALL_QUERIES), : memory.features.width]
     return quantised, recall(quantised(some)[1], exact(some)[1])
 
 
@@ -193,7 +193,7 @@ def _confusion(
     at_once = max(1, QUERIES_AT_ONCE // (patches.shape[1] * patches.shape[2]))
     done, confusion = progress.get(what) or (0, torch.zeros(classes, classes, dtype=torch.int64))
     for start in context.track(range(done, len(patches), at_once), f"test images, {what}"):
-        part = patches[start : start + at_once, ..., : memory.features.shape[1]]
+        part = patches[start : start + at_once, ..., : memory.features.width]
         predicted = predict_patches(part.flatten(0, 2), memory, search, config.temperature, context.device)
         for place, grid in enumerate(predicted.view(*part.shape[:3], classes), start):
             mask = test.mask(place) if config.full_resolution else Squash(config.size).mask(test.mask(place))

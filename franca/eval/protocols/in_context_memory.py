@@ -4,27 +4,27 @@ Legend: N images, h x w patches each, S x S pixels of a mask, p x p of a patch, 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
 
 from franca.eval.datasets import VOID
 from franca.eval.errors import EvalError
-
-COPIED_AT_ONCE = 1 << 16  # rows
+from franca.eval.neighbours import Rows
 
 
 @dataclass(frozen=True)
 class Memory:
     """Patches that are searched. Row i of both is one patch."""
 
-    features: Tensor  # (M, D) of any type, maybe memory-mapped; compared by cosine, so their length doesn't matter
+    features: Rows  # (M, D), read from disk in pieces; compared by cosine, so their length doesn't matter
     counts: Tensor  # (M, C) integers: pixels of each class
     patch_pixels: int  # p * p
+
+    def first(self, width: int) -> "Memory":
+        """The same with the first ``width`` features alone."""
+        return replace(self, features=replace(self.features, parts=(self.features.parts[0][:, :width],)))
 
     def votes(self, rows: Tensor) -> Tensor:
         """Share of each class in the pixels of some patches, (…) row numbers -> (…, C) fp32.
@@ -99,22 +99,12 @@ def choose_rows(counts: Tensor, limit: int, generators: Iterator[Generator]) -> 
     return torch.cat(chosen)
 
 
-@contextmanager
-def remembered(features: Tensor, counts: Tensor, chosen: Tensor, patch_pixels: int, scratch: Path) -> Iterator[Memory]:
-    """The chosen rows of (R, D) features and (R, C) counts; features are copied to a file below ``scratch`` for a time.
+def remember(features: Tensor, counts: Tensor, chosen: Tensor, patch_pixels: int) -> Memory:
+    """The chosen rows of (R, D) features, which stay where they are, and (R, C) counts.
 
-    Nothing is copied when every row is chosen. Raises EvalError when no row is.
+    Raises EvalError when no row is chosen.
     """
     if not len(chosen):
         raise EvalError("no patch to remember: every pixel of every training mask is void")
-    if len(chosen) == len(features):
-        yield Memory(features, counts, patch_pixels)
-        return
-    with TemporaryDirectory(dir=scratch, prefix="memory-") as folder:
-        shape = len(chosen), features.shape[1]
-        file = str(Path(folder) / "features")
-        kept = torch.from_file(file, shared=True, size=shape[0] * shape[1], dtype=features.dtype).view(shape)
-        for start in range(0, len(chosen), COPIED_AT_ONCE):
-            part = slice(start, start + COPIED_AT_ONCE)
-            kept[part] = features[chosen[part]]
-        yield Memory(kept, counts[chosen], patch_pixels)
+    rows = Rows((features,), chosen=None if len(chosen) == len(features) else chosen)
+    return Memory(rows, counts[chosen], patch_pixels)
