@@ -9,7 +9,6 @@ Legend: N images, h x w patches each, D features, K clusters, C classes, S x S p
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from franca.eval.protocol import Protocol, Task
 from franca.eval.protocols.clusters import Clusters, assign, kmeans
 from franca.eval.protocols.progress_file import ProgressFile
 from franca.eval.protocols.projection import principal_components
+from franca.eval.protocols.segmentation_task import with_masks
 from franca.eval.result import Score
 from franca.eval.views import Squash
 
@@ -114,7 +114,7 @@ def run(context: Context, task: Task, config: OverclusteringConfig) -> Iterator[
     stored = context.store.patches(task.test, Squash(config.size))
     if not is_main():
         return
-    source = cast(SegmentationSource, task.test.source)
+    source = with_masks(task.test.source)
     masks = read_masks(context, source, stored.index, config.mask_size)
     features = stored.patches  # (N, h, w, D)
     with ProgressFile(context.output / "overclustering.progress") as progress:
