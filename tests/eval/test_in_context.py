@@ -47,8 +47,9 @@ def test_neither_batch_size_nor_workers_change_a_score(tmp_path, monkeypatch) ->
     assert second == pytest.approx(first, abs=1e-9)
 
 
-def test_the_whole_memory_leaves_nothing_to_chance(tmp_path) -> None:
-    found = next(run(make_context(tmp_path), stripes_task(), SMALL))
+@pytest.mark.parametrize("memory", [0, 8 * 16, 10_240_000])
+def test_the_whole_memory_leaves_nothing_to_chance(tmp_path, memory) -> None:
+    found = next(run(make_context(tmp_path), stripes_task(), replace(SMALL, memory=memory)))
     assert (len(found.values), found.seeds, found.spread) == (1, (), None)
 
 

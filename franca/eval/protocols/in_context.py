@@ -113,27 +113,40 @@ def run(context: Context, task: Task, config: InContextConfig) -> Iterator[Score
     if config.hungarian:
         hungarian(torch.eye(2))  # says what is missing before hours of work
     view = Squash(config.size)
-    seeds = config.seeds if config.augment or config.memory else config.seeds[:1]
     # What all processes do together comes first: the others would wait for the first one's search, and give up.
     test = Side(task.test, context.store.patches(task.test, view))
-    splits = [augmented(task.train, config.size, seed) if config.augment else task.train for seed in seeds]
+    splits = [augmented(task.train, config.size, seed) for seed in config.seeds] if config.augment else [task.train]
     trains = [Side(split, context.store.patches(split, view)) for split in splits]
     if not is_main():
         return
+    seeds = config.seeds if config.augment or _is_sampled(config, trains[0]) else []
     found: dict[str, list[Outcome]] = {}  # slice -> one for every seed
     with ProgressFile(context.output / "in_context.progress") as progress:
-        for seed, train in zip(seeds, trains, strict=True):
-            for name, outcome in _by_slice(context, config, train, test, seed, progress):
+        for place, seed in enumerate(seeds or config.seeds[:1]):
+            if place < len(trains):
+                train, counts = trains[place], _class_counts(context, config, trains[place])
+            for name, outcome in _by_slice(context, config, train, counts, test, seed, progress):
                 found.setdefault(name, []).append(outcome)
     for name, outcomes in found.items():
         yield from _scores(config, name, outcomes, seeds)
 
 
+def _is_sampled(config: InContextConfig, train: Side) -> bool:
+    """Whether chance decides which patches are remembered."""
+    images, height, width = train.features.patches.shape[:3]
+    return 0 < config.memory < images * height * width
+
+
 def _by_slice(
-    context: Context, config: InContextConfig, train: Side, test: Side, seed: int, progress: ProgressFile
+    context: Context,
+    config: InContextConfig,
+    train: Side,
+    counts: Tensor,
+    test: Side,
+    seed: int,
+    progress: ProgressFile,
 ) -> Iterator[tuple[str, Outcome]]:
     """Name and outcome of each slice, for one memory."""
-    counts = _class_counts(context, config, train)
     generators = (generator("in-context memory", seed, int(number)) for number in train.features.index)
     chosen = choose_rows(counts, config.memory, generators)
     features = train.features.patches.flatten(0, 2)
@@ -203,6 +216,7 @@ def _confusion(
 
 
 def _scores(config: InContextConfig, name: str, outcomes: list[Outcome], seeds: list[int]) -> Iterator[Score]:
+    """Of one slice; no seeds: nothing was random."""
     absent: Literal["skip", "zero"] = "zero" if config.absent == "zero" else "skip"
     confusions = [outcome.confusion for outcome in outcomes]
     found = {"miou": [100 * mean_iou(confusion, absent) for confusion in confusions]}
@@ -219,7 +233,7 @@ def _scores(config: InContextConfig, name: str, outcomes: list[Outcome], seeds: 
             settings={"k": config.neighbours, "memory": config.memory or "all", "search": config.search},
             slice=name,
             values=tuple(values),
-            seeds=tuple(seeds) if config.augment or config.memory else (),
+            seeds=tuple(seeds),
         )
 
 
