@@ -20,6 +20,7 @@ from franca.train.rank_log import LogFile
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # the first that is free: a scheduler's notice may use one of them
 LAST_MOMENT = 0.8  # of the process group's limit: a dump that comes with its end may be cut off
 ANSWER = 0.3  # seconds that a worker gets to write its stacks
+BLIND = 5.0  # seconds above the limit, after which faulthandler writes by itself
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class HangWatchdog:
         if self.signal:
             faulthandler.register(self.signal, self.file.fileno())  # workers that are forked from here inherit it
         if self.seconds:
+            self._lives()
             self._thread.start()
         return self
 
@@ -76,20 +78,23 @@ class HangWatchdog:
             faulthandler.unregister(self.signal)
 
     def _watch(self) -> None:
-        dumped: Progress | None = None
-        dumps = 0
-        tick = min(self.seconds / 10, 5.0)
-        while not self._ended.wait(tick):
-            # Native code that keeps the interpreter's lock would stop this thread too: then faulthandler's own dumps.
-            faulthandler.dump_traceback_later(self.seconds + tick, file=self.file.fileno())
+        seen, dumps = self.last, 0  # dumps: since then
+        over = False
+        while not over:
+            over = self._ended.wait(min(self.seconds / 10, 5.0))
+            self._lives()
             last, now = self.last, time.monotonic()
-            if last is not dumped:
+            if last is not seen:
                 if dumps:
-                    self._write(f"step {last.step} was completed after all")
-                dumped, dumps = last, 0
+                    self._write(f"it went on, and is at step {last.step}, {last.doing}")
+                seen, dumps = last, 0
             if now - last.at > last.limit * (dumps + 1):
                 dumps += 1
                 self._dump(last, now - last.at)
+
+    def _lives(self) -> None:
+        """Native code that keeps the interpreter's lock stops this class too: then faulthandler, which needs none."""
+        faulthandler.dump_traceback_later(self.seconds + BLIND, file=self.file.fileno())
 
     def _dump(self, last: Progress, waited: float) -> None:
         self._write(

@@ -34,9 +34,14 @@ def with_a_hang(batches: Iterator[PretrainBatch], output: Path) -> Iterator[Pret
         yield batch
 
 
+def whole_dump(text: str) -> bool:
+    """Whether the stacks after that step are there; a loaded machine may have taken long for one before."""
+    return "end of the stacks" in text.partition(f"the last was {HANGS_AFTER}, then: training")[2]
+
+
 def stuck_in_the_loader(output: Path) -> None:
     deadline = time.monotonic() + PATIENCE
-    while not all("end of the stacks" in log_file(output, number).read_text() for number in range(2)):
+    while not all(whole_dump(log_file(output, number).read_text()) for number in range(2)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -47,8 +52,8 @@ def test_a_rank_that_hangs_in_its_loader_is_found_in_the_logs_of_all(tmp_path: P
     assert on_ranks(2, tmp_path, train_with_a_hang, str(output), str(images)) == [STEPS, STEPS]
     waits, hangs = (log_file(output, number).read_text() for number in range(2))
     for text in (waits, hangs):
-        assert f"the last was {HANGS_AFTER}, then: training" in text
-        assert f"step {HANGS_AFTER + 1} was completed after all" in text
+        assert whole_dump(text)
+        assert "it went on, and is at step" in text
     assert "in stuck_in_the_loader" in hangs
     assert "in stuck_in_the_loader" not in waits
     assert "torch/distributed/" in waits, "it stands in a call to the others"
