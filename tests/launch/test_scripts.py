@@ -1,5 +1,6 @@
 """scripts/slurm: what each of the paper's runs hands to the launcher."""
 
+import argparse
 import os
 import re
 import subprocess
@@ -43,13 +44,18 @@ def finetune(script: Script) -> Script:
     return lambda *arguments: script(FINETUNE, *arguments)
 
 
-@pytest.mark.parametrize("name", PRETRAINING)
-def test_a_run_has_the_size_of_the_papers(name: str, pretrain: Script) -> None:
-    done = pretrain(name, "/data/set", "/shared/run", "--time", "20:00:00", "steps=700000")
+def handed_over(done: subprocess.CompletedProcess[str]) -> argparse.Namespace:
+    """The launcher's options, as it reads what a script gave it."""
     assert done.returncode == 0, done.stderr
     module, arguments = done.stdout.splitlines()[:2], done.stdout.splitlines()[2:]
     assert module == ["-m", "franca.launch"]
-    options = parse_arguments(arguments)
+    return parse_arguments(arguments)
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_a_run_has_the_size_of_the_papers(name: str, pretrain: Script) -> None:
+    done = pretrain(name, "/data/set", "/shared/run", "--time", "20:00:00", "steps=700000")
+    options = handed_over(done)
     job, config = job_config(options), load_config(options.config, options.overrides)
     assert job.processes == GPUS[config.model.arch]
     batch = job.processes * config.data.batch_size * config.accumulate
@@ -66,7 +72,7 @@ def test_a_run_has_the_size_of_the_papers(name: str, pretrain: Script) -> None:
 
 def test_options_given_are_stronger_than_the_scripts(pretrain: Script) -> None:
     done = pretrain("vitl14_in21k", "/data", "/run", "--time", "60", "--nodes", "2", "data.source=folder")
-    options = parse_arguments(done.stdout.splitlines()[2:])
+    options = handed_over(done)
     assert options.nodes == 2
     assert load_config(options.config, options.overrides).data.source == "folder"
 
@@ -88,10 +94,7 @@ def test_what_the_script_does_not_know_is_said(arguments: list[str], message: st
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_has_the_size_of_the_papers(name: str, finetune: Script) -> None:
     done = finetune(name, "runs/before", "/data/sets/", "/shared/run", "--time", "20:00:00", "steps=12000")
-    assert done.returncode == 0, done.stderr
-    module, arguments = done.stdout.splitlines()[:2], done.stdout.splitlines()[2:]
-    assert module == ["-m", "franca.launch"]
-    options = parse_arguments(arguments)
+    options = handed_over(done)
     job, config = job_config(options), load_config(options.config, options.overrides)
     assert job.processes == GPUS[config.model.arch]
     batch = job.processes * config.data.batch_size * config.accumulate
@@ -111,7 +114,7 @@ def test_a_stage_has_the_size_of_the_papers(name: str, finetune: Script) -> None
 
 def test_options_of_a_stage_are_stronger_than_the_scripts(finetune: Script) -> None:
     done = finetune("vitb14_364", "a", "/data", "/run", "--time", "60", "--nodes", "2", "data.batch_size=64")
-    options = parse_arguments(done.stdout.splitlines()[2:])
+    options = handed_over(done)
     assert options.nodes == 2
     assert load_config(options.config, options.overrides).data.batch_size == 64
 
