@@ -1,14 +1,15 @@
 """Command line: ``python -m franca.eval PROTOCOL --model MODEL --data DATA [key=value …]``."""
 
 import argparse
+import inspect
 import logging
 import re
 import signal
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
-from franca.config import ConfigError, dump_config, read_config
+from franca.config import ConfigError, read_config
 from franca.data.errors import DataError
 from franca.distributed import place
 from franca.eval.datasets import LAYOUTS
@@ -96,13 +97,22 @@ def _layouts(protocol: Protocol) -> list[str]:
 
 
 def _epilog(protocol: Protocol) -> str:
-    settings = "".join(f"  {line}\n" for line in dump_config(read_config(protocol.config)).splitlines())
-    presets = "".join(
-        f"--preset {name}: " + " ".join(f"{key}={value}" for key, value in changes.items()) + "\n"
-        for name, changes in protocol.presets.items()
-    )
-    about = sys.modules[protocol.config.__module__].__doc__ or ""
-    return f"{about.strip()}\n\nsettings, as key=value, with the paper's values:\n{settings}{presets}\n{MODELS}"
+    paper = asdict(read_config(protocol.config))
+    parts = [
+        inspect.cleandoc(sys.modules[protocol.config.__module__].__doc__ or ""),
+        inspect.cleandoc(protocol.config.__doc__ or ""),
+        "As key=value, with the paper's values:\n" + "".join(f"  {_setting(*pair)}\n" for pair in paper.items()),
+        *(f"--preset {name}: {' '.join(_setting(*pair) for pair in changes.items())}"
+          for name, changes in protocol.presets.items()),
+        MODELS,
+    ]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def _setting(name: str, value: object) -> str:
+    """As it is written on the command line."""
+    plain = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return f"{name}={plain}".replace(", ", ",").replace("'", "")
 
 
 def parse_slices(texts: list[str]) -> tuple[int, ...]:
