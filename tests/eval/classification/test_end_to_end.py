@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from franca.eval.__main__ import main
+from franca.eval.protocols import progress_file
+from franca.eval.protocols.linear_grid import HeadGrid
+from franca.eval.protocols.linear_head import load_head
 
 COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
 SHORT = {
@@ -61,6 +65,26 @@ def test_the_probe_learns_from_random_crops(colours, tmp_path) -> None:
     (found,) = scores(tmp_path / "0")
     assert found == ("top1", "d", {"chosen_on": "test"}, 100.0)
     assert scores(tmp_path / "1") == [found]
+
+
+def test_the_same_command_goes_on_with_an_interrupted_probe(colours, tmp_path, monkeypatch) -> None:
+    """Order, crops and weights go on as if nothing had happened."""
+    monkeypatch.setattr(progress_file, "SECONDS", 0.0)
+    assert main(arguments("linear", colours, tmp_path / "whole", *AUGMENTED)) == 0
+    learn = HeadGrid.learn
+
+    def stopped(self: HeadGrid, *batch: torch.Tensor) -> None:
+        if self.step == 11:
+            raise KeyboardInterrupt
+        learn(self, *batch)
+
+    command = arguments("linear", colours, tmp_path / "parts", *AUGMENTED)
+    monkeypatch.setattr(HeadGrid, "learn", stopped)
+    assert main(command) == 130
+    monkeypatch.setattr(HeadGrid, "learn", learn)
+    assert main(command) == 0
+    heads = [load_head(next((tmp_path / name).glob("*/linear-d.pth")))[0] for name in ("whole", "parts")]
+    assert torch.equal(heads[0].weight, heads[1].weight)
 
 
 @pytest.mark.parametrize(("protocol", "options"), [("knn", SHORT["knn"]), ("linear", AUGMENTED)])
