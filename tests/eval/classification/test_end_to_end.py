@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from franca.eval.__main__ import main
+from franca.eval.datasets.imagenet import wnids
 from franca.eval.protocols import progress_file
 from franca.eval.protocols.linear_grid import HeadGrid
 from franca.eval.protocols.linear_head import load_head
@@ -65,6 +66,35 @@ def test_the_probe_learns_from_random_crops(colours, tmp_path) -> None:
     (found,) = scores(tmp_path / "0")
     assert found == ("top1", "d", {"chosen_on": "test"}, 100.0)
     assert scores(tmp_path / "1") == [found]
+
+
+def test_transfer_sets_of_imagenet_are_scored_by_their_class_maps(tmp_path) -> None:
+    """Three of the 1000 classes; -R allows 200, ReaL calls two of three images something else as well."""
+    chosen = dict(zip(wnids()[::400], COLOURS.values(), strict=True))
+    for number, (wnid, colour) in enumerate(chosen.items()):
+        names = [f"train/{wnid}/{n}.png" for n in range(12)] + [f"val/{wnid}/ILSVRC2012_val_0000000{number + 1}.JPEG"]
+        names += [f"imagenetv2-matched-frequency-format-val/{400 * number}/0.png", f"imagenet-r/{wnid}/0.png"]
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40), colour).save(tmp_path / name)
+    others = [wnid for wnid in wnids() if wnid not in chosen][:197]
+    for wnid in others:  # images that can't be read: 200 classes are there
+        (tmp_path / "imagenet-r" / wnid).mkdir()
+        (tmp_path / "imagenet-r" / wnid / "0.png").write_bytes(b"no image")
+    (tmp_path / "real.json").write_text(json.dumps([[7, 0], [7], [800, 9]]))
+    transfer = ",".join(f"imagenet_{name}:{tmp_path}" for name in ("v2", "r", "real"))
+    settings = ["steps=60", "batch_size=16", "rates=[5.0]", "holdout=0.25", f"transfer=[{transfer}]"]
+    command = arguments("linear", tmp_path, tmp_path / "results", *settings)
+    command[command.index(str(tmp_path))] = f"imagenet:{tmp_path}"
+    assert main(command) == 0
+    (file,) = (tmp_path / "results").glob("*/results.json")
+    found = {score["data"]: score["value"] for score in json.loads(file.read_text())["scores"]}
+    assert found == {
+        "imagenet": 100.0,
+        "imagenet_v2": 100.0,
+        "imagenet_r": 100.0,
+        "imagenet_real": pytest.approx(200 / 3),
+    }
 
 
 def test_the_same_command_goes_on_with_an_interrupted_probe(colours, tmp_path, monkeypatch) -> None:
