@@ -46,7 +46,7 @@ class DataConfig:
     source: one of SOURCES, "shards", or "mixture". path: the folder; for "photographs" the split (train, test or all);
     for "shards" the files. parts: what a mixture is made of.
     channels: of the images, see decode.read_image. batch_size: images per micro-batch.
-    workers: processes that decode and augment; 0 does it in the main process; by default one core less than there
+    workers: processes that decode and cut crops; 0 does it in the main process; by default one core less than there
     are, at most 8. prefetch: batches each worker keeps ready.
     start_method: how workers start: fork (quick, the choice of "auto" on Linux), spawn or forkserver (safe beside
     threads and some network libraries, some seconds slower).

@@ -36,7 +36,7 @@ from franca.train.build import OPERATIONAL
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = (
     *("README.md", "training.md", "dataset_prep.md", "model_card.md", "rasa/README.md", "CONTRIBUTING.md"),
-    "docs/evaluation.md",
+    *("docs/evaluation.md", "docs/performance.md"),
 )
 BIN = Path(sys.executable).parent
 TIMEOUT = 300  # seconds for one block
@@ -251,6 +251,11 @@ COMMANDS = {
         instead=f".venv/bin/franca eval {KNN} {SMALL_KNN} && .venv/bin/franca eval compare results --output comparison"
     ),
     ".venv/bin/python scripts/benchmark_neighbours.py": Run("--scale 0.0005"),
+    # docs/performance.md
+    ".venv/bin/python scripts/benchmark_data.py /path/to/images --waiting": Run("--sizes 32x24 --rounds 1 --batch 2"),
+    ".venv/bin/python scripts/benchmark_data.py /path/to/images --device auto": Run(
+        "--sizes 32x24 --rounds 1 --batch 2"
+    ),
     f".venv/bin/torchrun --nproc-per-node 2 -m franca.eval {KNN}": Run(SMALL_KNN),
     # CONTRIBUTING.md
     "make format": Run(instead="make -n format"),

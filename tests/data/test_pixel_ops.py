@@ -172,3 +172,13 @@ def test_grayscale_keeps_three_equal_channels() -> None:
     assert gray.shape == (3, 40, 50)
     assert torch.equal(gray[0], gray[1])
     assert torch.equal(gray[0], gray[2])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [14, 60])
+def test_the_order_of_an_images_memory_changes_no_crop(channels: int, size: int) -> None:
+    """Decoders leave the channels of a pixel together, other sources may not."""
+    image = _noise(channels=channels)
+    together = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    box = pixel_ops.Box(3, 7, 31, 29)
+    assert torch.equal(pixel_ops.resized_crop(image, box, size), pixel_ops.resized_crop(together, box, size))
