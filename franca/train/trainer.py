@@ -147,6 +147,7 @@ class Trainer:
     def _loop(self) -> None:
         batches = self.loader.batches()
         self.clock.restart()
+        self.watchdog.completed(self.state.step)
         while self.state.step < self.config.steps:
             drawn = [self._draw(batches) for _ in range(self.config.accumulate)]
             targets, report = self.step(drawn)
@@ -157,7 +158,8 @@ class Trainer:
             stopped_by = int(largest_over_ranks(torch.tensor(self.stop.signal_number or 0))) or None
             trouble = self._after_step(targets, report, stopping=stopped_by is not None)
             if trouble:
-                batches = self._roll_back(trouble)
+                with self.watchdog.excused(self.state.step, "going back"):
+                    batches = self._roll_back(trouble)
             elif stopped_by is not None and self.state.step < self.config.steps:
                 raise Interrupted(stopped_by, self.state.step)
 
@@ -214,10 +216,12 @@ class Trainer:
                 self.lines.numbers(self.state.step, self.loader.skipped.broken, self.loader.skipped.shards)
             if observing:
                 self.lines.reading(self.state.step, targets, report)
-            if evaluating:
-                self._evaluate()
+            if evaluating and self.evaluates:
+                with self.watchdog.excused(self.state.step, "evaluating"):
+                    self._evaluate()
             if saving:
-                self._save(required=ending)
+                with self.watchdog.excused(self.state.step, "saving"):
+                    self._save(required=ending)
         return ""
 
     def _trouble(self, saving: bool) -> str:
@@ -235,12 +239,14 @@ class Trainer:
         return every > 0 and self.state.step % every == 0
 
     def _evaluate(self) -> None:
-        if not self.evaluates:
-            return
-        self.watchdog.excused(self.state.step, "evaluating")
+        """Rank 0 alone; the others wait for it, and share its error."""
         backbone = self._whole_backbone()
-        if self.evaluate is not None and is_main():
-            self.lines.scores(self.state.step, self.evaluate(backbone))
+
+        def score() -> None:
+            if self.evaluate is not None:
+                self.lines.scores(self.state.step, self.evaluate(backbone))
+
+        on_main(score)
 
     def _whole_backbone(self) -> nn.Module:
         """The teacher's backbone as rank 0 can use it alone."""
@@ -264,7 +270,6 @@ class Trainer:
         A required one is waited for; others end in the background (``checkpoint.asynchronous``).
         """
         step = self.state.step
-        self.watchdog.excused(step, "saving")
         images, beginning = step * self.config.effective_batch, self.initialisation.facts
         description = describe_teacher(self.config, self.pair, step, images, beginning)
         self._end_earlier_save()
@@ -297,7 +302,6 @@ class Trainer:
 
     def _roll_back(self, trouble: str) -> Iterator[LoadedBatch]:
         """Return to the newest good state, but go on with images that the failed stretch did not see."""
-        self.watchdog.excused(self.state.step, "going back")
         self._end_earlier_save()
         path, allowed = on_main(self.checkpoints.latest), self.config.recovery.max_rollbacks
         failed_at, position = self.state.step, self.state.position()

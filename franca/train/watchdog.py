@@ -10,8 +10,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
 
@@ -36,8 +36,9 @@ class Progress:
 class HangWatchdog:
     """While entered, dumps the stacks to ``file`` after ``seconds`` without a step, and again after as many more.
 
-    Saving and evaluating may take longer: they are given what the process group gives them (``group_seconds``, infinite
-    for one process). seconds: 0 watches nothing. say: called after a dump with one sentence.
+    The start, saving and evaluating may take longer: they are given what the process group gives them
+    (``group_seconds``, infinite for one process). seconds: 0 watches nothing. say: called after a dump with one
+    sentence.
 
     ``kill -USR1`` to the process (-USR2, where a scheduler uses the other) dumps at once, watched or not.
     """
@@ -47,7 +48,7 @@ class HangWatchdog:
         self.patience = LAST_MOMENT * group_seconds
         self.seconds = min(seconds, self.patience)
         self.say = say
-        self.excused(0, "starting")
+        self.last = Progress(0, "starting", time.monotonic(), self.patience)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="franca-watchdog", daemon=True)
 
@@ -55,9 +56,12 @@ class HangWatchdog:
         """A step is done, and the next one is expected."""
         self.last = Progress(step, "training", time.monotonic(), self.seconds)
 
-    def excused(self, step: int, doing: str) -> None:
-        """Until the next step is completed it may take longer."""
+    @contextmanager
+    def excused(self, step: int, doing: str) -> Iterator[None]:
+        """What is done inside, after that step, may take longer."""
         self.last = Progress(step, doing, time.monotonic(), self.patience)
+        yield
+        self.completed(step)
 
     def __enter__(self) -> "HangWatchdog":
         self._older = {child.pid for child in multiprocessing.active_children()}  # without our answer to the signal
