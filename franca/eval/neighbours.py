@@ -7,7 +7,6 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from franca.eval.errors import EvalError
 
@@ -18,6 +17,7 @@ SPARE = 16  # candidates beyond k, at least
 ELEMENTS = 1 << 24  # of the rows that are compared again in fp64 at once
 LARGE = 1 << 28  # products from which on faiss is worth its start
 FAISS_GPU_K = 2048  # its most neighbours on a GPU
+SHORTEST = 1e-12  # length below which a row counts as zero and stays it
 ENGINES = ("auto", "faiss", "torch")
 
 # queries (Q, D), rows (N, D), both fp32, c <= N -> about the c largest inner products (Q, c) and their row numbers
@@ -49,7 +49,7 @@ class Rows:
         which = self.numbers(which)
         parts = [part[which.to(part.device) if isinstance(which, Tensor) else which] for part in self.parts]
         rows = torch.cat([part.to(device).to(dtype) for part in parts], dim=1)
-        return normalize(rows, dim=1) if self.unit else rows
+        return rows.div_(rows.norm(dim=1, keepdim=True).clamp_min(SHORTEST)) if self.unit else rows
 
     def numbers(self, which: slice | Tensor) -> slice | Tensor:
         """Where some of the rows that count stand in the parts."""
@@ -156,7 +156,7 @@ def _search_held(
     lengths = queries.norm(dim=1)
     if not (lengths.isfinite().all() and longest.isfinite()):
         raise EvalError("features hold NaN or infinity, which have no neighbours: is the model's file whole?")
-    values, index = compare_again(asked, part, held, found[1], k)
+    values, index = compare_again(asked, part, held, found[1], k, device)
     if count < len(held):
         rounding = (queries.shape[1] + 16) * 2.0**-24 * lengths * longest  # of an fp32 product, at most
         unsure = values[:, -1].to(device) - found[0].amin(dim=1) <= 2 * rounding
@@ -204,9 +204,11 @@ class _FaissOnDevice:
         return torch.from_numpy(values).to(self.device), torch.from_numpy(index).to(self.device)
 
 
-def compare_again(asked: Rows, part: slice, held: Rows, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of the candidates (Q, c) by fp64 products rounded to fp32, where the memory lies."""
-    place = place_of_doubles(held.parts[0].device)
+def compare_again(
+    asked: Rows, part: slice, held: Rows, candidates: Tensor, k: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The k best of the candidates (Q, c) by fp64 products rounded to fp32."""
+    place = place_of_doubles(device)
     step = max(1, ELEMENTS // (candidates.shape[1] * held.width))
     found = []
     for start in range(0, len(candidates), step):
