@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from franca.peaks import PEAKS, find_peak, measured_flops, name_of, peak_flops, utilisation
+from franca.peaks import PEAKS, find_peak, measured_flops, name_of, peak_flops, stated_flops, utilisation
 
 CPU = torch.device("cpu")
 
@@ -53,3 +53,8 @@ def test_a_known_device_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None
     assert peak_flops(CPU, torch.bfloat16) == 312e12
     assert peak_flops(CPU, None) == 19.5e12
     assert utilisation(624e12, 4.0, CPU, torch.bfloat16) == 0.5
+
+
+def test_what_is_not_stated_has_no_utilisation() -> None:
+    assert stated_flops(CPU, None) is None
+    assert utilisation(1e9, 1.0, CPU, None) is None
