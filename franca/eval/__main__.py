@@ -16,7 +16,6 @@ from franca.eval.datasets import LAYOUTS
 from franca.eval.errors import EvalError
 from franca.eval.evaluate import Question, evaluate
 from franca.eval.protocol import Protocol
-from franca.eval.protocols.knn import DIVISORS
 from franca.eval.registry import PROTOCOLS
 from franca.eval.result import table
 from franca.eval.store import STORED_AS
@@ -116,12 +115,11 @@ def _setting(name: str, value: object) -> str:
 
 
 def parse_slices(texts: list[str]) -> tuple[int, ...]:
-    """Divisors of the width: "d", "d/4", "1/4", "all", or several with commas. Raises EvalError for another form."""
+    """Divisors of the width: "d", "d/4", "1/4", or several with commas; () for "all". Raises EvalError otherwise."""
+    if texts and "all" in ",".join(texts).split(","):
+        return ()
     divisors: list[int] = []
     for text in ",".join(texts).replace(" ", "").split(",") if texts else ["d"]:
-        if text == "all":
-            divisors += DIVISORS
-            continue
         found = re.fullmatch(r"d|(?:d|1)/(\d+)", text)
         if not found or (found[1] and int(found[1]) < 1):
             raise EvalError(f"--slice {text}: give d, d/2, d/4 … or all")

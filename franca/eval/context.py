@@ -19,6 +19,7 @@ from franca.eval.store import FeatureStore
 from franca.eval.tokens import Tokens
 
 Item = TypeVar("Item")
+DIVISORS = (1, 2, 4, 8, 16, 32, 64)  # of the width: the slices d, d/2 … d/64
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Context:
     output: Path  # for what a protocol keeps beside its scores: trained heads, figures, the state of long training
     batch_size: int = 64
     workers: int = 0  # processes that decode images
-    slices: tuple[int, ...] = (1,)  # divisors of the width: 1 is the whole feature, 2 its first half
+    slices: tuple[int, ...] = (1,)  # divisors of the width: 1 is the whole feature, 2 its first half; (): all there are
 
     @property
     def backbone(self) -> Backbone:
@@ -72,7 +73,8 @@ class Context:
 
     def widths(self, dim: int) -> dict[str, int]:
         """The slices asked for, widest first: {"d": 768, "d/2": 384}. Raises EvalError for one of no whole feature."""
-        widths = {"d" if divisor == 1 else f"d/{divisor}": dim // divisor for divisor in sorted(set(self.slices))}
+        divisors = set(self.slices) or {divisor for divisor in DIVISORS if divisor <= dim}
+        widths = {"d" if divisor == 1 else f"d/{divisor}": dim // divisor for divisor in sorted(divisors)}
         for name, width in widths.items():
             if width < 1:
                 raise EvalError(f"--slice {name}: a feature of width {dim} has no such slice; choose a wider one")

@@ -31,7 +31,8 @@ class Question:
     """What to evaluate, on what, and how; the command line in one piece.
 
     model, rasa, num_heads, img_size: as `load_backbone`. data: "LAYOUT:PATH" or a path; train_data: where training
-    images come from another place. slices: divisors of the width. preset: whose settings; config, overrides: over them.
+    images come from another place. slices: divisors of the width, (): all
+    that there are. preset: whose settings; config, overrides: over them.
     output: folder of results; cache: of features, None: below the output. stored_as: fp16, bf16 or fp32.
     """
 

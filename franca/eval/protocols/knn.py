@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from franca.distributed import is_main
-from franca.eval.context import Context
+from franca.eval.context import DIVISORS, Context
 from franca.eval.errors import EvalError
 from franca.eval.neighbours import CHUNK, Rows, nearest
 from franca.eval.protocol import Protocol, Task
@@ -21,7 +21,6 @@ from franca.eval.result import Score
 from franca.eval.store import ImageFeatures
 from franca.eval.views import ResizeCrop
 
-DIVISORS = (1, 2, 4, 8, 16, 32, 64)
 VOTINGS = ("soft", "majority")
 FEATURES = ("cls", "cls+mean_patch", "mean_patch")
 VOTERS = 1024  # test images whose votes are counted at once
@@ -144,7 +143,7 @@ def knn_by_width(
 
 
 def slice_widths(dim: int) -> list[int]:
-    """Widths of the nested slices, widest first: those of d, d/2 … d/64 that are whole features."""
+    """Widths of the nested slices, widest first: those of d, d/2 … d/64 that hold a feature."""
     return [dim // divisor for divisor in DIVISORS if dim >= divisor]
 
 
