@@ -38,7 +38,7 @@ def finish(crops: Tensor, changes: Tensor, norm: Tensor) -> Tensor:
 def _alike(changes: Tensor, most: int) -> Iterator[Tensor]:
     """Places of crops whose jitter takes the same steps, ``most`` at a time."""
     groups: dict[tuple[bool, ...], list[int]] = {}
-    for place, steps in enumerate(changes[:, : 4 * row.STEPS].bool().tolist()):
+    for place, steps in enumerate(changes[:, row.JITTER].bool().tolist()):
         groups.setdefault(tuple(steps), []).append(place)
     for places in groups.values():
         yield from torch.tensor(places).split(most)
@@ -51,8 +51,10 @@ def _finish(crops: Tensor, changes: Tensor, norm: Tensor, blurs: Tensor, used: l
         crops = torch.where(columns[row.FLIP] != 0, crops.flip(-1), crops)
     pixels = crops.to(norm.dtype, memory_format=torch.contiguous_format)
     if crops.shape[1] == 3:
-        for first in range(0, 4 * row.STEPS, 4):
-            pixels = _jitter(pixels, columns[first : first + 4], used[first : first + 4])
+        for slot in range(row.SLOTS):
+            if slot == row.SLOTS // 2 and used[row.TURN]:
+                pixels = turn_hue(pixels, columns[row.TURN])
+            _mix(pixels, columns[3 * slot : 3 * slot + 3], used[3 * slot : 3 * slot + 3])
         if used[row.GREYSCALE]:
             pixels = torch.lerp(pixels, luma(pixels), columns[row.GREYSCALE])
     if used[row.SIGMA]:
@@ -64,20 +66,17 @@ def _finish(crops: Tensor, changes: Tensor, norm: Tensor, blurs: Tensor, used: l
     return pixels.sub_(mean).div_(std)
 
 
-def _jitter(pixels: Tensor, columns: tuple[Tensor, ...], used: list[bool]) -> Tensor:
-    """One step: black, mean grey or own grey mixed in, and the hue turned; (N, 3, S, S) in place."""
-    black, mean, grey, turn = columns
-    if used[row.BLACK] or used[row.MEAN] or used[row.GREY]:
-        others = []
-        if used[row.MEAN]:
-            others.append(mean * luma(pixels.mean((-2, -1), keepdim=True)))
-        if used[row.GREY]:
-            others.append(grey * luma(pixels))
-        pixels.mul_(1 - black - mean - grey)
-        for other in others:
-            pixels.add_(other)
-        pixels.clamp_(0, 255)
-    return turn_hue(pixels, turn) if used[row.TURN] else pixels
+def _mix(pixels: Tensor, shares: tuple[Tensor, ...], used: list[bool]) -> None:
+    """Mixes black, mean grey and own grey into (N, 3, S, S), in place; shares: of each, (N, 1, 1, 1)."""
+    if not any(used):
+        return
+    black, mean, grey = shares
+    others = [mean * luma(pixels.mean((-2, -1), keepdim=True))] if used[row.MEAN] else []
+    others += [grey * luma(pixels)] if used[row.GREY] else []
+    pixels.mul_(1 - black - mean - grey)
+    if others:
+        pixels.add_(others[0] if len(others) == 1 else others[0] + others[1])
+    pixels.clamp_(0, 255)
 
 
 def luma(pixels: Tensor) -> Tensor:

@@ -5,7 +5,20 @@ import torch
 from torch import Tensor
 
 from franca.data import changes
-from franca.data.changes import BLACK, DRAWS, FLIP, GREY, GREYSCALE, MEAN, SIGMA, SOLARIZE, STEPS, TURN, draw_changes
+from franca.data.changes import (
+    BLACK,
+    DRAWS,
+    FLIP,
+    GREY,
+    GREYSCALE,
+    JITTER,
+    MEAN,
+    SIGMA,
+    SLOTS,
+    SOLARIZE,
+    TURN,
+    draw_changes,
+)
 
 COUNT = 6000
 
@@ -15,9 +28,9 @@ def _rows(flip: float = 0, jitter: float = 0, grey: float = 0, blur: float = 0, 
     return draw_changes(draws, torch.tensor([flip, jitter, grey, blur, solarize]))
 
 
-def _steps(rows: Tensor) -> Tensor:
-    """(N, STEPS, 4)"""
-    return rows[:, : 4 * STEPS].unflatten(1, (STEPS, 4))
+def _shares(rows: Tensor) -> Tensor:
+    """(N, SLOTS, 3)"""
+    return rows[:, : 3 * SLOTS].unflatten(1, (SLOTS, 3))
 
 
 def test_no_chance_means_no_change() -> None:
@@ -27,7 +40,7 @@ def test_no_chance_means_no_change() -> None:
 @pytest.mark.parametrize("chance", [0.1, 0.5, 1.0])
 def test_every_change_has_its_own_chance(chance: float) -> None:
     rows = _rows(*[chance] * 5)
-    happened = torch.stack([_steps(rows).flatten(1).any(1), *(rows[:, [FLIP, GREYSCALE, SIGMA, SOLARIZE]] != 0).T])
+    happened = torch.stack([rows[:, JITTER].any(1), *(rows[:, [FLIP, GREYSCALE, SIGMA, SOLARIZE]] != 0).T])
     shares = happened.float().mean(1)
     assert shares.tolist() == pytest.approx([chance] * 5, abs=0.02)
     if chance < 1:
@@ -48,10 +61,10 @@ def test_chances_of_each_crop_are_its_own() -> None:
 def test_strengths_are_uniform_in_the_recipes_ranges() -> None:
     """Brightness and contrast 0.4, saturation 0.2, hue 0.1 (DINOv2), as factors 1 - mixed share; sigma 0.1 to 2."""
     rows = _rows(jitter=1, blur=1)
-    mixed = _steps(rows).sum(1)  # each change stands in one step and is 0 in the others
+    mixed = _shares(rows).sum(1)  # each change stands in one slot and is 0 in the others
     ranges = {BLACK: (0.6, 1.4), MEAN: (0.6, 1.4), GREY: (0.8, 1.2)}
     found = {column: 1 - mixed[:, column] for column in ranges}
-    found |= {TURN: mixed[:, TURN], SIGMA: rows[:, SIGMA]}
+    found |= {TURN: rows[:, TURN], SIGMA: rows[:, SIGMA]}
     for column, (low, high) in (ranges | {TURN: (-0.1, 0.1), SIGMA: (0.1, 2.0)}).items():
         values = found[column].double()
         width = high - low
@@ -64,10 +77,12 @@ def test_strengths_are_uniform_in_the_recipes_ranges() -> None:
 
 
 def test_every_order_of_the_jitter_is_as_likely() -> None:
-    steps = _steps(_rows(jitter=1)) != 0
-    assert (steps.sum(2) == 1).all()  # one change a step
-    assert (steps.sum(1) == 1).all()  # and each once
-    orders, counts = steps.int().argmax(2).unique(dim=0, return_counts=True)
+    shares = _shares(_rows(jitter=1)) != 0
+    assert (shares.sum(2) <= 1).all()  # one change a slot
+    assert (shares.sum(1) == 1).all()  # and each once
+    slots = shares.int().argmax(1)  # (N, 3)
+    hue = torch.full((COUNT, 1), SLOTS / 2 - 0.5)
+    orders, counts = torch.cat([slots, hue], dim=1).argsort(1).unique(dim=0, return_counts=True)
     assert len(orders) == math.factorial(4)
     assert (counts / COUNT * 24 - 1).abs().max() < 0.25
 

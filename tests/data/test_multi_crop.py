@@ -5,7 +5,7 @@ import torch
 from torch import Generator, Tensor
 
 from franca.data import multi_crop
-from franca.data.changes import FLIP, GREYSCALE, SIGMA, SOLARIZE, STEPS
+from franca.data.changes import FLIP, GREYSCALE, JITTER, SIGMA, SOLARIZE
 from franca.data.multi_crop import CropConfig, MultiCrop
 from franca.data.photometric import finish
 from franca.data.pixel_ops import BOX_DRAWS, box_from, resized_crop
@@ -105,7 +105,7 @@ def _shares(config: CropConfig, channels: int = 3, images: int = 600) -> dict[st
     """How often each change reaches the first global, the second global, and the local crops."""
     multi, generator = MultiCrop(config), _generator()
     rows = multi.changes_of([multi(_image(channels, 8, 8), generator) for _ in range(images)])
-    happens = {"colour_jitter": rows[..., : 4 * STEPS].any(-1)}
+    happens = {"colour_jitter": rows[..., JITTER].any(-1)}
     columns = {"flip": FLIP, "grayscale": GREYSCALE, "blur": SIGMA, "solarize": SOLARIZE}
     happens |= {name: rows[..., column] != 0 for name, column in columns.items()}
     places = slice(0, 1), slice(1, 2), slice(2, None)

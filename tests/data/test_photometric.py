@@ -19,8 +19,8 @@ from franca.data.changes import (
     GREYSCALE,
     MEAN,
     SIGMA,
+    SLOTS,
     SOLARIZE,
-    STEPS,
     TURN,
     draw_changes,
 )
@@ -88,12 +88,13 @@ def _by_torchvision(crop: Tensor, row: Tensor) -> Tensor:
         BLACK: lambda x, share: F.adjust_brightness(x, 1 - share),
         MEAN: lambda x, share: F.adjust_contrast(x, 1 - share),
         GREY: lambda x, share: F.adjust_saturation(x, 1 - share),
-        TURN: F.adjust_hue,
     }
     values = row.tolist()
     crop = F.horizontal_flip(crop) if values[FLIP] else crop
-    for place, value in enumerate(values[: 4 * STEPS]):
-        crop = change[place % 4](crop, value) if value else crop
+    for place, value in enumerate(values[: 3 * SLOTS]):
+        if place == 3 * SLOTS // 2:
+            crop = F.adjust_hue(crop, values[TURN])
+        crop = change[place % 3](crop, value) if value else crop
     crop = F.rgb_to_grayscale(crop, num_output_channels=3) if values[GREYSCALE] else crop
     crop = F.gaussian_blur(crop, [9, 9], [values[SIGMA]] * 2) if values[SIGMA] else crop
     return F.solarize(crop, 128 / 255) if values[SOLARIZE] else crop
