@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,7 @@ from franca.eval.result import Origin, records_of, write_results
 from franca.eval.store import FeatureStore
 
 RESULTS = "results.json"
+CHANNELS = 3  # of every data set
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,10 @@ def evaluate(question: Question) -> Answer:
     device = choose_device(question.device, own.local_rank if own and own.world_size > 1 else None)
     with process_group(device.type):
         backbone = load_backbone(question.model, question.rasa, question.num_heads, question.img_size).to(device)
+        if backbone.channels != CHANNELS:
+            raise EvalError(
+                f"--model {question.model} looks at {backbone.channels} channels, data sets give {CHANNELS}"
+            )
         task = open_task(protocol, question)
         precision = choose_precision(question.precision, device)
         origin = _origin(question, protocol, config, backbone, task, device, precision)
@@ -90,14 +96,14 @@ def evaluate(question: Question) -> Answer:
             backbone.hash,
             engine.tokens,
             track,
-            backbone.channels,
             origin.precision,
             question.stored_as,
             question.batch_size,
             question.workers,
         )
         context = Context(engine, store, folder, question.batch_size, question.workers, question.slices)
-        records = records_of(origin, list(protocol.run(context, task, config)))
+        scores = list(protocol.run(context, task, config))
+        records = records_of(origin, scores, store.left_out)
         if is_main():
             write_results(folder / RESULTS, asdict(origin), records)
     return Answer(folder, records)
@@ -108,22 +114,37 @@ def open_task(protocol: Protocol, question: Question) -> Task:
     train, test = None, open_split(question.data, question.test_split, "test", protocol.kind)
     if protocol.trains:
         train = open_split(question.train_data or question.data, question.train_split, "train", protocol.kind)
-        if train.hash == test.hash:
+        shared = len(_places(train) & _places(test))
+        if shared or train.hash == test.hash:
             raise EvalError(
-                f"{protocol.name} would be scored on the images that it learns from, split {test.split} of "
-                f"{question.data}: name others with --train-split, --test-split or --train-data"
+                f"{protocol.name} would be scored on images that it learns from: {shared or len(test.source)} of split "
+                f"{test.split} are in split {train.split} too. Name others with --train-split, --test-split or "
+                "--train-data"
             )
     return Task(train, test)
 
 
+def _places(split: OpenedSplit) -> set[str]:
+    """Where the images of a split lie; their names alone where they are no files of their own."""
+    root = str(getattr(split.source, "root", split.name))
+    return {os.path.join(root, split.source.name(index)) for index in range(len(split.source))}
+
+
 def folder_name(origin: Origin, question: Question) -> str:
-    """``knn-folder-val-<model>-<hash of everything that was asked>``: another question has another folder."""
-    asked = json.dumps([asdict(origin), question.slices, question.stored_as], sort_keys=True, default=str)
+    """``knn-folder-val-<model>-<hash of everything that was asked>``: another question has another folder.
+
+    What changes no trained classifier stays out of the hash: where it is computed, and a protocol's options that only
+    say what else is scored (``SCORING`` of its configuration).
+    """
+    asked = {name: value for name, value in asdict(origin).items() if name not in ("versions", "device")}
+    scoring = getattr(PROTOCOLS[origin.protocol].config, "SCORING", ())
+    asked["options"] = {name: value for name, value in origin.options.items() if name not in scoring}
+    asked["slices"] = question.slices
     kind, _, name = origin.model.rpartition(":")
     path = Path(name)
     short = f"{path.parent.name}_{path.stem}" if path.suffix == ".pth" else path.name
     model = re.sub(r"[^A-Za-z0-9]+", "_", f"{kind}_{short}" + ("_rasa" if origin.rasa else "")).strip("_")
-    digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return f"{origin.protocol}-{origin.data}-{origin.split}-{model}-{digest}"
 
 
@@ -151,6 +172,10 @@ def _origin(
         model=question.model,
         model_hash=backbone.hash,
         rasa=question.rasa or "",
+        img_size=question.img_size,
+        num_heads=question.num_heads,
+        stored_as=question.stored_as,
+        images=len(task.test.source),
         **_told("train_", task.train),
         **_told("", task.test),
         precision=str(precision or torch.float32).removeprefix("torch."),

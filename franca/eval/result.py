@@ -29,6 +29,7 @@ class Score:
     better: Literal["higher", "lower", ""] = "higher"  # "": neither is better
     data: str = ""  # where it is not the evaluation's own test set
     split: str = ""
+    data_hash: str = ""
 
     @property
     def spread(self) -> float | None:
@@ -49,32 +50,39 @@ class Origin:
     model: str
     model_hash: str
     rasa: str  # "" | "inside" | file
+    img_size: int | None  # side of the images for whose grid the model's positions were resampled; None: its own
+    num_heads: int | None  # where the checkpoint didn't tell
     train_data: str  # layout
     train_split: str
     train_hash: str
     data: str
     split: str
     data_hash: str
-    precision: str
+    images: int  # of the test set, those that can't be read included
+    precision: str  # of the backbone
+    stored_as: str  # type of the features that were stored
     device: str
     versions: Mapping[str, str]  # franca, torch
 
 
-def records_of(origin: Origin, scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """One flat record per score, each complete by itself."""
-    shared = asdict(origin)
+def records_of(
+    origin: Origin, scores: Sequence[Score], left_out: Mapping[str, int] | None = None
+) -> list[dict[str, Any]]:
+    """One flat record per score, each complete by itself; ``left_out``: images that can't be read, by split."""
+    shared = asdict(origin) | {"left_out": dict(left_out or {})}
     return [
         shared
-        | {key: value for key, value in asdict(score).items() if key not in ("data", "split") or value}
+        | {key: value for key, value in asdict(score).items() if key not in ("data", "split", "data_hash") or value}
         | {"spread": score.spread, "elsewhere": bool(score.data or score.split)}
         for score in scores
     ]
 
 
 def write_results(path: Path, origin: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
-    """Records as JSON, whole or not at all. Raises OSError."""
+    """Records as JSON, and their table beside it (.txt), whole or not at all. Raises OSError."""
     content = {"format": FORMAT, "origin": origin, "scores": list(records)}
     replace_text(path, json.dumps(content, indent=1) + "\n")
+    replace_text(path.with_suffix(".txt"), f"{origin['model']}, {origin['preset']}\n{table(records)}\n")
 
 
 def read_results(path: Path) -> dict[str, Any]:

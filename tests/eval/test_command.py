@@ -64,6 +64,8 @@ def test_scores_tell_where_they_come_from(knn: list[str], tmp_path: Path, capsys
         assert (score["data"], score["split"], score["train_split"]) == ("folder", "val", "train")
         assert (score["resolution"], score["tta"], score["preset"]) == ("28", "none", "paper+")
         assert len(score["model_hash"]) == len(score["data_hash"]) == 64
+        assert (score["images"], score["left_out"]) == (15, {"folder train": 0, "folder val": 0})
+        assert score["stored_as"] == "fp16"
     assert len({score["train_hash"] for score in scores} | {scores[0]["data_hash"]}) == 2
     printed = capsys.readouterr().out.splitlines()
     assert len([line for line in printed if line.startswith("top1")]) == len(scores)
@@ -119,7 +121,7 @@ def test_another_question_has_another_folder(knn: list[str], tmp_path: Path) -> 
         (["--data", "folder:/nowhere"], "/nowhere does not exist"),
         (["--data", "imagnet:/nowhere"], "imagenet"),
         (["--test-split", "evening"], "evening"),
-        (["--test-split", "train"], "scored on the images that it learns from"),
+        (["--test-split", "train"], "27 of split train are in split train too"),
         (["--model", "franca_vitz14"], "franca_vitz14"),
         (["resize=20", "size=30"], "crop must lie between 1 and resize"),
     ],

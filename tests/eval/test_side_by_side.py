@@ -18,6 +18,10 @@ ORIGIN = Origin(
     model="first",
     model_hash="ab" * 32,
     rasa="",
+    img_size=None,
+    num_heads=None,
+    stored_as="fp16",
+    images=9,
     train_data="folder",
     train_split="train",
     train_hash="11",
@@ -31,12 +35,12 @@ ORIGIN = Origin(
 SCORES = [
     Score("top1", 50.0, "224", {"k": 20}),
     Score("miou", 2.0, "224", values=(1.0, 2.0, 3.0), seeds=(0, 1, 2), slice="d/2", tta="flip"),
-    Score("error", 0.5, "98", unit="of a side", better="lower", data="other", split="test"),
+    Score("error", 0.5, "98", unit="of a side", better="lower", data="other", split="test", data_hash="44"),
 ]
 EVERY_SCORE_CARRIES = {"protocol", "data", "split", "resolution", "tta", "model_hash", "seeds", "slice", "settings"}
 
 
-def write(folder: Path, model: str, scores: list[Score], **changes: str) -> Path:
+def write(folder: Path, model: str, scores: list[Score], **changes: object) -> Path:
     origin = replace(ORIGIN, model=model, **changes)
     write_results(folder / model / "results.json", asdict(origin), records_of(origin, scores))
     return folder / model
@@ -61,6 +65,8 @@ def test_a_score_is_complete_by_itself(results: Path) -> None:
         ("folder", "val"),
         ("other", "test"),
     ]
+    assert [record["data_hash"] for record in content["scores"]] == ["22", "22", "44"]
+    assert (results / "first" / "results.txt").read_text().count("top1") == 1
 
 
 def test_spread_is_the_sample_standard_deviation() -> None:
@@ -88,6 +94,15 @@ def test_models_stand_side_by_side_and_the_better_is_pointed_out(results: Path, 
     shown = sorted((tmp_path / "page" / "pictures" / "0").iterdir())
     assert [file.read_bytes() for file in shown] == [b"first", b"second"]
     assert all(f'src="pictures/0/{file.name}"' in page for file in shown)
+
+
+def test_other_settings_are_no_comparison(results: Path, tmp_path: Path) -> None:
+    for name, changes in (("third", {"options": {"ks": [20], "temperature": 0.5}}), ("fourth", {"preset": "dinov2"})):
+        (tmp_path / name).mkdir()
+        write(tmp_path, name, SCORES, **changes)
+    page = build_page([results], tmp_path / "page").read_text()
+    assert page.count("<section>") == 3
+    assert "temperature=0.5" in page
 
 
 def test_other_images_are_no_comparison(results: Path, tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ class Column:
     @property
     def question(self) -> tuple[str, ...]:
         """What must agree for two models to be compared."""
-        keys = ("protocol", "data", "split", "data_hash", "train_data", "train_split", "train_hash")
-        return tuple(self.origin[key] for key in keys)
+        keys = ("protocol", "data", "split", "data_hash", "train_data", "train_split", "train_hash", "preset")
+        options = json.dumps(self.origin["options"], sort_keys=True)
+        return (*(self.origin[key] for key in keys), options)
 
 
 def build_page(places: Sequence[Path], output: Path) -> Path:
@@ -79,7 +80,8 @@ def _compare(columns: list[Column], output: Path, pictures: str) -> list[str]:
 
 def _data(origin: dict[str, Any]) -> str:
     trained = f"Learned on {origin['train_data']} {origin['train_split']}, scored" if origin["train_data"] else "Scored"
-    return f"{trained} on {origin['data']} {origin['split']}."
+    options = " ".join(f"{name}={value}" for name, value in origin["options"].items())
+    return f"{trained} on {origin['data']} {origin['split']}. Settings, {origin['preset']}: {options}"
 
 
 def _scores(columns: list[Column]) -> str:
@@ -92,7 +94,7 @@ def _scores(columns: list[Column]) -> str:
     for row, (name, records) in enumerate(by_row.items()):
         rows.append([name, *(value_text(records[n]) if n in records else "–" for n in range(1, len(columns) + 1))])
         best += [(row, number) for number in _best(records)]
-    return page.table(["", *map(_column_name, columns)], rows, best=best)
+    return page.table(["", *map(_model, columns)], rows, best=best)
 
 
 def _best(records: dict[int, dict[str, Any]]) -> Iterable[int]:
@@ -117,11 +119,6 @@ def _model(column: Column) -> str:
     return column.origin["model"] + (" + RASA" if column.origin["rasa"] else "")
 
 
-def _column_name(column: Column) -> str:
-    preset = column.origin["preset"]
-    return _model(column) + (f" ({preset})" if preset != "paper" else "")
-
-
 def _pictures(columns: list[Column], output: Path, below: str) -> list[str]:
     """PNG files of the same name, beside one another."""
     names = sorted({path.name for column in columns for path in column.folder.glob("*.png")})
@@ -134,14 +131,14 @@ def _pictures(columns: list[Column], output: Path, below: str) -> list[str]:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(column.folder / name, target)
                 alt = f"{Path(name).stem} of {_model(column)}"
-                row.append(page.picture(f"{below}/{target.name}", alt, f"{Path(name).stem}: {_column_name(column)}"))
+                row.append(page.picture(f"{below}/{target.name}", alt, f"{Path(name).stem}: {_model(column)}"))
         shown.append(page.side_by_side(row))
     return shown
 
 
 def _provenance(columns: list[Column]) -> str:
     return "\n\n".join(
-        "\n".join([_column_name(column), *(f"  {key}: {_plain(value)}" for key, value in column.origin.items())])
+        "\n".join([_model(column), *(f"  {key}: {_plain(value)}" for key, value in column.origin.items())])
         for column in columns
     )
 
