@@ -1,13 +1,18 @@
 """In-context segmentation as a whole: known answers, what changes no score, interruptions."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from franca.config import read_config
+from franca.eval.datasets import VOID, open_split
 from franca.eval.errors import EvalError
 from franca.eval.metrics.segmentation import confusion_matrix
+from franca.eval.protocol import Task
 from franca.eval.protocols import in_context
 from franca.eval.protocols.in_context import PROTOCOL, InContextConfig, run
 from tests.eval.segmentation_case import make_context, nothing, random_features, stripes_task
@@ -122,6 +127,54 @@ def test_presets_are_settings(tmp_path) -> None:
     )
     found = list(run(make_context(tmp_path), stripes_task(), small))
     assert all(score.value > 50 and len(score.values) == 5 for score in found)
+
+
+RED, GREEN, BLUE = (250, 10, 10), (10, 250, 10), (10, 10, 250)
+
+
+def ade20k(root: Path) -> Task:
+    """ADE20K's folders: the left half of an image is wall (1, red) or sky (3, blue), the right others (0, green).
+
+    A quarter of the wall to be scored is green.
+    """
+    folder = root / "ADEChallengeData2016"
+    for split in ("training", "validation"):
+        for number, (value, colour) in enumerate([(1, RED), (3, BLUE)]):
+            mask, image = np.zeros((56, 56), np.uint8), np.full((56, 56, 3), GREEN, np.uint8)
+            mask[:, :28], image[:, :28] = value, colour
+            if split == "validation" and value == 1:
+                image[:28, 14:28] = GREEN
+            for kind, ending, array in (("images", "png", image), ("annotations", "png", mask)):
+                file = folder / kind / split / f"ADE_{number}.{ending}"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(file)
+    train, test = (open_split(f"ade20k:{root}", None, role, "segmentation") for role in ("train", "test"))
+    return Task(train, test)
+
+
+def test_others_of_ade20k_are_a_class_of_the_memory_that_is_never_scored(tmp_path) -> None:
+    """Where a wall looks like others it is missed; if others were class 0, which is wall, it would be found."""
+    task, config = ade20k(tmp_path), replace(SMALL, neighbours=3, hungarian=True)
+    assert len(task.train.source.classes) == 150
+    own, first = (
+        scores(make_context(tmp_path / void), task, replace(config, void=void)) for void in ("background", "first")
+    )
+    assert 50 * (1 + 0.7) < own["miou d"] < 50 * (1 + 0.85)
+    assert own["miou_hungarian d"] == own["miou d"], "others stand for no class"
+    assert first["miou d"] == 100.0
+
+
+@pytest.mark.parametrize(
+    ("choice", "classes", "expected"),
+    [
+        ("ignore", ["background", "cat"], VOID),
+        ("background", ["background", "cat"], 0),
+        ("background", ["wall", "sky"], 2),
+        ("first", ["wall", "sky"], 0),
+    ],
+)
+def test_void_is_a_background_only_where_there_is_one(choice, classes, expected) -> None:
+    assert in_context.void_class(choice, classes) == expected
 
 
 def test_sets_of_different_classes_are_refused(tmp_path) -> None:

@@ -3,15 +3,16 @@
 Every patch of the training images is remembered with the classes of its pixels. A patch of a test image gets the
 classes of the 30 remembered ones it resembles most; the grid is resized to the mask (Balazevic et al., 2023; paper
 Appendix C and Table 2a). Reported are miou, and miou_hungarian, in which the predicted classes are first renamed for
-the best match, as open-hummingbird-eval (and so the paper) does it; two classes that are always confused don't show
-there. With the whole memory and no augmentation nothing is random: there is one value and no spread. Where seeds
-matter (memory=…, augment=true) there is a value for each.
+the best match; two classes that are always confused don't show there. open-hummingbird-eval, and so the paper, renames
+them, but it also takes void as a class (void=background) and counts absent classes as 0 (absent=zero): only
+--preset hummingbird gives its number. With the whole memory and no augmentation nothing is random: there is one value
+and no spread. Where seeds matter (memory=…, augment=true) there is a value for each.
 
 Legend: N images, h x w patches each, D features, C classes.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -37,7 +38,7 @@ from franca.eval.views import Squash
 
 logger = logging.getLogger(__name__)
 
-CHOICES = {"void": ("ignore", "background"), "absent": ("skip", "zero"), "search": ("exact", "quantised")}
+CHOICES = {"void": ("ignore", "background", "first"), "absent": ("skip", "zero"), "search": ("exact", "quantised")}
 RECALL_QUERIES = 256  # searched exactly as well
 QUERIES_AT_ONCE = 1 << 16  # patches: the memory is read once for each
 
@@ -49,7 +50,8 @@ class InContextConfig:
     size: side of the square that images are resized to, in pixels; the model's patch must divide it.
     neighbours, temperature: who votes, and how sharply the nearest ones prevail.
     memory: most patches remembered, those of rare classes first; 0: all. augment: random crops and colours in memory.
-    void: pixels of training masks that count nowhere are left out (ignore), or are class 0 (background).
+    void: pixels of training masks that count nowhere vote for nothing (ignore), or for class 0 where this is named
+    background, elsewhere for a class of their own, which is always wrong (background); or always for class 0 (first).
     absent: a class that is in no mask and no prediction is left out of the mean (skip), or is 0 in it (zero).
     hungarian: report miou_hungarian as well; it needs scipy.
     full_resolution: score on the masks as they are, not resized to size.
@@ -102,7 +104,7 @@ class Side:
 class Outcome:
     """Of one slice and one memory."""
 
-    confusion: Tensor  # (C, C) over all test images
+    confusion: Tensor  # (C, C) over all test images; (C, C + 1) where void pixels have a class of their own
     recall: float | None  # of the search, in percent; None where it is exact
 
 
@@ -180,16 +182,27 @@ def _search(context: Context, config: InContextConfig, memory: Memory, test: Sid
 
 
 def _class_counts(context: Context, config: InContextConfig, train: Side) -> Tensor:
-    """Pixels of each class in each patch of the training images, (N, h, w, C)."""
+    """Pixels of each class in each patch of the training images, (N, h, w, C), or C + 1 with a class for void ones."""
     view, grid = Squash(config.size), train.features.patches.shape[1:3]
-    classes = len(train.split.source.classes)
+    classes = with_masks(train.split.source).classes
+    void = void_class(config.void, classes)
+    columns = max(len(classes), void + 1 if void != VOID else 0)
     counts = []
     for place in context.track(range(len(train.features.index)), "training masks"):
         mask = view.mask(train.mask(place))
-        if config.void == "background":
-            mask = mask.masked_fill(mask == VOID, 0)
-        counts.append(count_classes(mask[None], (grid[0], grid[1]), classes))
+        counts.append(count_classes(mask.masked_fill(mask == VOID, void)[None], (grid[0], grid[1]), columns))
     return torch.cat(counts)
+
+
+def void_class(choice: str, classes: Sequence[str]) -> int:
+    """What void pixels of training masks are remembered as; VOID: as nothing.
+
+    The number behind the last class is one of their own: open-hummingbird-eval has 151 classes of ADE20K, of which
+    "others" is in the memory and never scored.
+    """
+    if choice == "ignore":
+        return VOID
+    return 0 if choice == "first" or classes[0] == "background" else len(classes)
 
 
 def _confusion(
@@ -201,16 +214,18 @@ def _confusion(
     progress: ProgressFile,
     what: str,
 ) -> Tensor:
-    """Of all test images, (C, C); goes on from where an earlier process stopped."""
-    patches, classes = test.features.patches, memory.counts.shape[1]
+    """Of all test images, (C, C) or (C, C + 1); goes on from where an earlier process stopped."""
+    patches, columns = test.features.patches, memory.counts.shape[1]
+    classes = len(with_masks(test.split.source).classes)
     at_once = max(1, QUERIES_AT_ONCE // (patches.shape[1] * patches.shape[2]))
-    done, confusion = progress.get(what) or (0, torch.zeros(classes, classes, dtype=torch.int64))
+    done, confusion = progress.get(what) or (0, torch.zeros(classes, columns, dtype=torch.int64))
     for start in context.track(range(done, len(patches), at_once), f"test images, {what}"):
         part = patches[start : start + at_once, ..., : memory.features.width]
         predicted = predict_patches(part.flatten(0, 2), memory, search, config.temperature, context.device)
-        for place, grid in enumerate(predicted.view(*part.shape[:3], classes), start):
+        for place, grid in enumerate(predicted.view(*part.shape[:3], columns), start):
             mask = test.mask(place) if config.full_resolution else Squash(config.size).mask(test.mask(place))
-            confusion = confusion + confusion_matrix(predict_pixels(grid, *mask.shape).cpu(), mask, classes)
+            found = predict_pixels(grid, *mask.shape).cpu()
+            confusion = confusion + confusion_matrix(found, mask, classes, predicted_classes=columns)
         progress.keep(what, (start + len(part), confusion))
     return confusion
 
