@@ -43,21 +43,21 @@ def enlarge(scores: Tensor, height: int, width: int) -> Tensor:
 
 
 def accumulate_gradients(scores: Tensor, masks: Tensor) -> float:
-    """Backward of the mean cross-entropy over the pixels that aren't void; returns that mean.
+    """Backward of the cross-entropy summed over the pixels that aren't void and divided by the number of all pixels.
+
+    So mmsegmentation has it unless told otherwise (avg_non_ignore=False), and DINOv2 with it: a crop that is mostly
+    padding teaches less than a full one. Returns that value.
 
     One image is enlarged at a time: all together would take gigabytes.
 
     Args:
         scores: (B, C, h, w) of a head. masks: (B, S, S) uint8.
     """
-    counted = int((masks != VOID).sum())
-    if not counted:
-        return 0.0
     small = scores.detach().requires_grad_()
     total = 0.0
     for image, mask in zip(small.split(1), masks.split(1), strict=True):
         enlarged = enlarge(image, mask.shape[-2], mask.shape[-1])
-        loss = cross_entropy(enlarged, mask.long(), ignore_index=VOID, reduction="sum") / counted
+        loss = cross_entropy(enlarged, mask.long(), ignore_index=VOID, reduction="sum") / masks.numel()
         loss.backward()
         total += float(loss.detach())
     assert small.grad is not None
