@@ -15,6 +15,7 @@ from franca.eval.context import Context, Engine
 from franca.eval.datasets import VOID, OpenedSplit
 from franca.eval.metrics.segmentation import mean_iou, renamed
 from franca.eval.protocol import Task
+from franca.eval.protocols import overclustering
 from franca.eval.protocols.overclustering import (
     PROTOCOL,
     OverclusteringConfig,
@@ -173,6 +174,22 @@ class TestProtocol:
         assert (whole.slice, half.slice) == ("d", "d/2")
         assert whole.value > 99
         assert half.value < 50
+
+    @pytest.mark.parametrize("components", [0, 4])
+    def test_stored_features_are_never_copied_as_a_whole(self, scores, monkeypatch, components) -> None:
+        """k-means and the principal components get a view of the file, whatever the slice."""
+        labels, masks = patch_masks(6, 3)
+        features = torch.nn.functional.one_hot(labels, 8).half()
+        name = "principal_components" if components else "cluster_patches"
+        used, seen = getattr(overclustering, name), []
+
+        def seeing(rows, *others, **settings):
+            seen.append((tuple(rows.shape), rows.data_ptr(), rows.dtype))
+            return used(rows, *others, **settings)
+
+        monkeypatch.setattr(overclustering, name, seeing)
+        scores(features, masks, 3, slices=(1, 2), clusters=[5], components=components, seeds=[0], restarts=1)
+        assert seen == [((96, width), features.data_ptr(), torch.float16) for width in (8, 4)]
 
     def test_seeds_say_how_much_is_luck(self, scores) -> None:
         labels, masks = patch_masks(20, 4)

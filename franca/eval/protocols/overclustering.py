@@ -119,7 +119,7 @@ def run(context: Context, task: Task, config: OverclusteringConfig) -> Iterator[
     features = stored.patches  # (N, h, w, D)
     with ProgressFile(context.output / "overclustering.progress") as progress:
         for name, width in context.widths(features.shape[-1]).items():
-            rows = reduced(features[..., :width].flatten(0, 2), config.components, context.device)
+            rows = reduced(features.flatten(0, 2)[:, :width], config.components, context.device)
             for clusters in config.clusters:
                 values = []
                 for seed in context.track(config.seeds, f"k-means, {clusters} clusters, {name}"):
@@ -154,9 +154,12 @@ def read_masks(context: Context, source: SegmentationSource, numbers: Tensor, si
 
 
 def reduced(rows: Tensor, components: int, device: torch.device) -> Tensor:
-    """Rows (R, D) as k-means gets them, fp32: principal components of the standardised features, if any are wanted."""
+    """Rows (R, D) as k-means gets them: principal components of the standardised features (fp32), if any are wanted.
+
+    Without, the rows themselves, of any type: k-means reads them in blocks.
+    """
     if not components:
-        return rows.float()
+        return rows
     projection = principal_components(rows, components, standardize=True, device=device)
     return torch.cat([projection(part.to(device)).cpu() for part in rows.split(1 << 16)])
 
