@@ -103,20 +103,31 @@ def run(context: Context, task: Task, config: LogisticConfig) -> Iterator[Score]
     validation = getattr(task.train.source, "validation", None)
     parts = split_for_choice(train.index, labels, validation, config)
     classes = task.train.source.classes
+    metric = Answers(labels[parts[1]], mean_per_class=answers.mean_per_class)
     patch_widths = context.widths(train.mean_patch.shape[-1])
-    for name, width in context.widths(train.cls.shape[-1]).items():
-        reads = HeadInput(1, width, patch_widths[name] if config.mean_patch else 0)
-        rows = _rows(train, labels, reads, config, context.device)
-        metric = Answers(labels[parts[1]], mean_per_class=answers.mean_per_class)
-        file = f"logistic-{name.replace('/', '_')}"
-        with ProgressFile(context.output / f"{file}.partial") as progress:
-            chosen, best = choose_strength(rows, parts, len(classes), metric, config, progress)
-            solution = _fit(rows, len(classes), chosen, best, config)
-        head = LinearHead(reads, solution.weight, solution.bias)
-        about = {"model": context.backbone.hash, "data": task.train.hash, "C": chosen, "gradient": solution.gradient}
-        save_head(context.output / f"{file}.pth", head, about, classes)
-        predicted = answers.restrict(head.scores(test)).argmax(dim=1)
-        yield Score(metric=answers.metric, value=answers.score(predicted), resolution=str(config.size), slice=name)
+    with ProgressFile(context.output / "logistic.partial") as progress:
+        for name, width in context.widths(train.cls.shape[-1]).items():
+            value = progress.get(what := f"{name}, score")
+            if value is None:
+                reads = HeadInput(1, width, patch_widths[name] if config.mean_patch else 0)
+                rows = _rows(train, labels, reads, config, context.device)
+                chosen, best = choose_strength(rows, parts, len(classes), metric, config, progress, name)
+                solution = _fit(rows, len(classes), chosen, best, config)
+                head = LinearHead(reads, solution.weight, solution.bias)
+                about = {"model": context.backbone.hash, "data": task.train.hash, "C": chosen}
+                about["gradient"] = solution.gradient
+                save_head(context.output / f"logistic-{name.replace('/', '_')}.pth", head, about, classes)
+                value = answers.score(answers.restrict(head.scores(test)).argmax(dim=1))
+                progress.keep(what, value)
+                progress.keep(name, None)  # its solutions
+            yield Score(
+                metric=answers.metric,
+                value=value,
+                values=(value,),
+                seeds=(config.seed,),
+                resolution=str(config.size),
+                slice=name,
+            )
 
 
 def split_for_choice(
@@ -146,13 +157,17 @@ def choose_strength(
     metric: Answers,
     config: LogisticConfig,
     progress: ProgressFile,
+    name: str,
 ) -> tuple[float, Solution]:
-    """The C with the best score on the validation part, the smaller one of equals, and its solution."""
+    """The C with the best score on the validation part, the smaller one of equals, and its solution.
+
+    What was tried is kept under ``name``.
+    """
     learn, check = (rows.part(part) for part in parts)
     grid = config.grid()
-    state = progress.get("state") or {"scores": []}
+    state = progress.get(name) or {"scores": []}
     scores: list[float] = list(state["scores"])
-    last, best = (_restored(state.get(name)) for name in ("last", "best"))
+    last, best = (_restored(state.get(which)) for which in ("last", "best"))
     for strength in grid[len(scores) :]:
         last = _fit(learn, classes, strength, last, config)
         score = metric.score((check.inputs @ last.weight.T + last.bias).argmax(dim=1))
@@ -160,7 +175,7 @@ def choose_strength(
             best = last
         scores.append(score)
         logger.info("C = %.3g: %.2f %% on the validation split after %d steps", strength, score, last.steps)
-        progress.keep("state", {"scores": list(scores), "last": vars(last), "best": vars(best)})
+        progress.keep(name, {"scores": list(scores), "last": vars(last), "best": vars(best)})
     assert best is not None
     chosen = scores.index(max(scores))
     if len(grid) > 1 and chosen in (0, len(grid) - 1) and scores.count(scores[chosen]) == 1:

@@ -65,16 +65,18 @@ def test_equals_scikit_learn_fitted_by_hand(planted, mean_per_class) -> None:
     assert (about["model"], about["data"], len(classes)) == ("planted", "hash of train", 3)
 
 
-def test_an_interrupted_evaluation_goes_on_to_the_same_result(planted, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("stop", [4, 6, 10, 12])
+def test_an_interrupted_evaluation_goes_on_to_the_same_result(planted, tmp_path, monkeypatch, stop) -> None:
+    """Two slices of 5 strengths and one fit of all images each, stopped at one of these 12."""
     cls, patch, labels = clouds(120, 3, 6, seed=0)
     features, both = {"train": (cls, patch), "test": (cls, patch)}, {"train": labels, "test": labels}
-    whole = list(run(*planted(features, both, 3, output=tmp_path / "whole"), SMALL))
-    context, task = planted(features, both, 3, output=tmp_path / "parts")
+    whole = list(run(*planted(features, both, 3, (1, 2), output=tmp_path / "whole"), SMALL))
+    context, task = planted(features, both, 3, (1, 2), output=tmp_path / "parts")
     fitted, fit = [], logistic.fit_logistic
 
     def stopped(*arguments):
-        fitted.append(arguments[3])
-        if len(fitted) == 4:
+        fitted.append((arguments[0].shape[1], arguments[3]))
+        if len(fitted) == stop:
             raise KeyboardInterrupt
         return fit(*arguments)
 
@@ -82,11 +84,20 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_result(planted, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         list(run(context, task, SMALL))
     assert list(run(context, task, SMALL)) == whole
-    assert fitted[:3] == SMALL.grid()[:3]
-    assert fitted[3:6] == [SMALL.grid()[3]] * 2 + [SMALL.grid()[4]]  # three were not fitted again
-    heads = [load_head(tmp_path / name / "logistic-d.pth")[0] for name in ("whole", "parts")]
-    assert torch.equal(heads[0].weight, heads[1].weight)
+    assert len(fitted) == 12 + 1  # the one that was stopped twice, the others once
+    assert fitted[stop - 1] == fitted[stop]
+    assert [width for width, _ in fitted] == sorted((width for width, _ in fitted), reverse=True)
+    for name in ("logistic-d.pth", "logistic-d_2.pth"):
+        heads = [load_head(tmp_path / folder / name)[0] for folder in ("whole", "parts")]
+        assert torch.equal(heads[0].weight, heads[1].weight)
     assert not list((tmp_path / "parts").glob("*.partial"))
+
+
+def test_a_score_names_its_seed(planted, one_hot) -> None:
+    labels = [n % 4 for n in range(60)]
+    both = {"train": one_hot(labels, 4), "test": one_hot(labels, 4)}
+    (score,) = run(*planted(both, {"train": labels, "test": labels}, 4), LogisticConfig(strengths=1, seed=7))
+    assert (score.seeds, score.values) == ((7,), (score.value,))
 
 
 def test_the_data_sets_own_validation_split_is_used(noise) -> None:
