@@ -13,10 +13,11 @@ from franca.eval.errors import EvalError
 CHUNK = 16_384  # memory rows at once
 TILE = 2048  # queries that meet them at once
 HELD = 65_536  # queries for which candidates are kept while the memory passes by
-SPARE = 16  # candidates beyond k, at least
+SPARE = 16  # candidates beyond k that every query has, at least
+MORE = 128  # further ones at most, for queries that these don't decide
 ELEMENTS = 1 << 24  # of the rows that are compared again in fp64 at once
 LARGE = 1 << 28  # products from which on faiss is worth its start
-FAISS_GPU_K = 2048  # its most neighbours on a GPU
+SIGMAS = 8  # of rounding errors, see `rounding_of_products`
 SHORTEST = 1e-12  # length below which a row counts as zero and stays it
 ENGINES = ("auto", "faiss", "torch")
 
@@ -71,8 +72,9 @@ def nearest(
     """The k rows of the memory with the largest inner product, for each query.
 
     fp32 products name candidates; these are compared again in fp64, rounded to fp32, and among equal ones the lower
-    row number comes first. A query whose candidates can't be told from the rest by fp32 (many equal rows) is compared
-    with all rows in fp64. So neither engine nor ``chunk`` changes a result.
+    row number comes first. A query whose candidates can't be told from the rest by fp32 gets up to four times as many,
+    and if that isn't enough (many equal rows) it is compared with all rows in fp64. So neither engine nor ``chunk``
+    changes a result.
 
     Args:
         queries: (Q, D). memory: (N, D). Any floating type, on any device; memory-mapped rows are read in pieces.
@@ -80,7 +82,7 @@ def nearest(
         device: where to compute; None: where the queries are. The memory streams there.
         cosine: rows of both are scaled to length 1.
         chunk: memory rows at once.
-        engine: faiss, torch, or auto: faiss where it is installed and the search is large.
+        engine: faiss (on the CPU), torch, or auto: faiss on the CPU where it is installed and the search is large.
 
     Returns:
         inner products (Q, k) fp32, falling, and row numbers (Q, k) int64, on the queries' device.
@@ -96,31 +98,29 @@ def nearest(
         )
     home = asked.parts[0].device
     device = device or home
-    count = min(len(held), k + max(SPARE, k // 8))
-    search = choose_search(engine, device, count, len(asked) * len(held))
+    search = choose_search(engine, device, len(asked) * len(held))
     values = torch.empty(len(asked), k, device=home)
     index = torch.empty(len(asked), k, dtype=torch.int64, device=home)
     with _plain_products(device):
         for start in range(0, len(asked), HELD):
             part = slice(start, min(start + HELD, len(asked)))
-            values[part], index[part] = _search_held(asked, part, held, k, count, device, search, chunk)
+            values[part], index[part] = _search_held(asked, part, held, k, device, search, chunk)
     return values, index
 
 
-def choose_search(engine: str, device: torch.device, count: int, products: int) -> Search:
-    """What names candidates. Raises EvalError for an engine that isn't there."""
+def choose_search(engine: str, device: torch.device, products: int) -> Search:
+    """What names candidates. Raises EvalError for an engine that isn't there.
+
+    faiss's kernels for accelerators copy rows through the host's memory: there torch searches.
+    """
     installed = find_spec("faiss") is not None
     if engine not in ENGINES or (engine == "faiss" and not installed):
         hint = "pip install 'franca[faiss]'" if engine == "faiss" else f"there are {', '.join(ENGINES)}"
         raise EvalError(f"neighbour search by {engine!r} is not there: {hint}")
-    if engine == "torch" or (engine == "auto" and (products < LARGE or not installed)):
-        return _with_torch
-    import faiss
-
-    if device.type == "cpu":
+    if engine == "faiss" and device.type != "cpu":
+        raise EvalError(f"neighbour search by 'faiss' on {device}: it searches on the CPU; choose torch or auto")
+    if engine == "faiss" or (engine == "auto" and installed and device.type == "cpu" and products >= LARGE):
         return _with_faiss
-    if faiss.get_num_gpus() and count <= FAISS_GPU_K:
-        return _FaissOnDevice(device)
     return _with_torch
 
 
@@ -142,10 +142,46 @@ def _plain_products(device: torch.device) -> Iterator[None]:
 
 
 def _search_held(
-    asked: Rows, part: slice, held: Rows, k: int, count: int, device: torch.device, search: Search, chunk: int
+    asked: Rows, part: slice, held: Rows, k: int, device: torch.device, search: Search, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """Neighbours of some queries, small enough to keep their candidates."""
     queries = asked.read(part, torch.float32, device)
+    few = min(len(held), k + max(SPARE, k // 8))
+    many = min(len(held), few + min(3 * few, MORE))
+    found, longest = _candidates(queries, held, many, search, chunk)
+    lengths = queries.norm(dim=1)
+    if not (lengths.isfinite().all() and longest.isfinite()):
+        raise EvalError("features hold NaN or infinity, which have no neighbours: is the model's file whole?")
+    rounding = (rounding_of_products(held.width) * lengths * longest).cpu()
+    numbers = torch.arange(part.start, part.stop)
+    home = asked.parts[0].device
+    values, index = (
+        torch.empty(len(numbers), k, device=home),
+        torch.empty(len(numbers), k, dtype=torch.int64, device=home),
+    )
+    open_ones = torch.arange(len(numbers))  # queries whose neighbours aren't certain yet
+    for count in (few, many):
+        some = open_ones.to(device)
+        near, candidates = _best(found[0][some], found[1][some], count)
+        best = compare_again(asked, numbers[open_ones], held, candidates, k, device)
+        values[open_ones.to(home)], index[open_ones.to(home)] = best
+        if count == len(held):
+            return values, index
+        # no other row's fp32 product is above the least of the candidates'
+        beyond = near.amin(dim=1).cpu() + rounding[open_ones]
+        open_ones = open_ones[best[0][:, -1].cpu() <= beyond]
+        if not len(open_ones):
+            return values, index
+    rest = _among_all(asked, numbers[open_ones], held, k, device, chunk)
+    values[open_ones.to(home)], index[open_ones.to(home)] = rest
+    return values, index
+
+
+def _candidates(
+    queries: Tensor, held: Rows, count: int, search: Search, chunk: int
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """fp32 products and row numbers (Q, count) of the best rows, in any order, and the length of the longest row."""
+    device = queries.device
     found = torch.empty(len(queries), 0, device=device), torch.empty(len(queries), 0, dtype=torch.int64, device=device)
     longest = torch.zeros((), device=device)
     for start in range(0, len(held), chunk):
@@ -153,17 +189,19 @@ def _search_held(
         longest = torch.maximum(longest, rows.norm(dim=1).max())
         values, index = search(queries, rows, min(count, len(rows)))
         found = _best(torch.cat([found[0], values], dim=1), torch.cat([found[1], index + start], dim=1), count)
-    lengths = queries.norm(dim=1)
-    if not (lengths.isfinite().all() and longest.isfinite()):
-        raise EvalError("features hold NaN or infinity, which have no neighbours: is the model's file whole?")
-    values, index = compare_again(asked, part, held, found[1], k, device)
-    if count < len(held):
-        rounding = (queries.shape[1] + 16) * 2.0**-24 * lengths * longest  # of an fp32 product, at most
-        unsure = values[:, -1].to(device) - found[0].amin(dim=1) <= 2 * rounding
-        again = unsure.nonzero()[:, 0].cpu() + part.start
-        if len(again):
-            values[again - part.start], index[again - part.start] = _among_all(asked, again, held, k, chunk)
-    return values, index
+    return found, longest
+
+
+def rounding_of_products(width: int) -> float:
+    """Most by which an fp32 product differs from the exact one, for rows of length 1.
+
+    Each of D additions errs by up to u = 2^-24 of its partial sum, itself at most 1 (Cauchy and Schwarz): D u in the
+    worst case, where all errors have one sign. They act as if independent (Higham and Mary, 2019), and then have the
+    standard deviation u sqrt(D) / 3 if the sum grows evenly to 1, the worst for a sum in any order; scaling both rows
+    to length 1 in fp32 makes it 1.2 times as large. The bound is nearly 20 of these; what remains (products, the
+    scaling itself, the result in fp32) errs by a few u.
+    """
+    return (min(width, SIGMAS * width**0.5) + 16) * 2.0**-24
 
 
 def _best(values: Tensor, index: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -184,45 +222,27 @@ def _with_faiss(queries: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tens
     return torch.from_numpy(values), torch.from_numpy(index)
 
 
-class _FaissOnDevice:
-    """The same by faiss's own kernels for accelerators; its working memory is made once."""
-
-    def __init__(self, device: torch.device) -> None:
-        import faiss
-
-        self.device, self.faiss, self.resources = device, faiss, faiss.StandardGpuResources()
-
-    def __call__(self, queries: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        values, index = self.faiss.knn_gpu(
-            self.resources,
-            queries.cpu().numpy(),
-            rows.cpu().numpy(),
-            count,
-            metric=self.faiss.METRIC_INNER_PRODUCT,
-            device=self.device.index or 0,
-        )
-        return torch.from_numpy(values).to(self.device), torch.from_numpy(index).to(self.device)
-
-
 def compare_again(
-    asked: Rows, part: slice, held: Rows, candidates: Tensor, k: int, device: torch.device
+    asked: Rows, which: Tensor, held: Rows, candidates: Tensor, k: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The k best of the candidates (Q, c) by fp64 products rounded to fp32."""
+    """The k best of the candidates (n, c) of the queries ``which`` (n,), by fp64 products rounded to fp32."""
     place = place_of_doubles(device)
     step = max(1, ELEMENTS // (candidates.shape[1] * held.width))
     found = []
     for start in range(0, len(candidates), step):
         index = candidates[start : start + step].to(place).sort(dim=1).values
-        query = asked.read(slice(part.start + start, part.start + start + len(index)), torch.float64, place)
+        query = asked.read(which[start : start + step], torch.float64, place)
         rows = held.read(index.flatten(), torch.float64, place).view(*index.shape, -1)
         found.append(_first(torch.einsum("qcd,qd->qc", rows, query).float(), index, k))
     values, index = (torch.cat(tensors).to(asked.parts[0].device) for tensors in zip(*found, strict=True))
     return values, index
 
 
-def _among_all(asked: Rows, which: Tensor, held: Rows, k: int, chunk: int) -> tuple[Tensor, Tensor]:
+def _among_all(
+    asked: Rows, which: Tensor, held: Rows, k: int, device: torch.device, chunk: int
+) -> tuple[Tensor, Tensor]:
     """Neighbours of the queries ``which`` (n,), every product in fp64."""
-    place, home = place_of_doubles(held.parts[0].device), asked.parts[0].device
+    place, home = place_of_doubles(device), asked.parts[0].device
     found = []
     for some in which.split(TILE):
         queries = asked.read(some, torch.float64, place)

@@ -91,7 +91,9 @@ class QuantisedIndex:
         queries = asked.read(part, torch.float32, CPU).numpy()
         index = torch.from_numpy(self._index.search(queries, count, params=settings)[1])
         missing = (index < 0).any(dim=1)  # the lists hold too few rows
-        values, rows = compare_again(asked, part, self.memory, index.clamp_min(0), k, CPU)
+        values, rows = compare_again(
+            asked, torch.arange(part.start, part.stop), self.memory, index.clamp_min(0), k, CPU
+        )
         if missing.any():
             some = Rows(tuple(each[asked.numbers(part)][missing] for each in asked.parts))
             values[missing], rows[missing] = nearest(some, self.memory, k, CPU, self.cosine)

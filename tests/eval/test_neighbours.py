@@ -1,9 +1,5 @@
 """Neighbour search against plain sorting; neither engine nor block sizes may change a result, ties included."""
 
-import sys
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
 import torch
 
@@ -136,40 +132,58 @@ def test_features_that_are_not_finite_are_named(value, engine) -> None:
         nearest(torch.ones(3, 4), memory, 2, engine=engine)
 
 
-def test_faiss_searches_where_it_is_installed_and_the_search_is_large(monkeypatch) -> None:
-    cpu = torch.device("cpu")
-    assert choose_search("auto", cpu, 20, neighbours.LARGE) is neighbours._with_faiss
-    assert choose_search("auto", cpu, 20, neighbours.LARGE - 1) is neighbours._with_torch
+def test_faiss_searches_on_the_cpu_where_it_is_installed_and_the_search_is_large(monkeypatch) -> None:
+    cpu, other = torch.device("cpu"), torch.device("meta")  # meta stands for any accelerator
+    assert choose_search("auto", cpu, neighbours.LARGE) is neighbours._with_faiss
+    assert choose_search("auto", cpu, neighbours.LARGE - 1) is neighbours._with_torch
+    assert choose_search("auto", other, neighbours.LARGE) is neighbours._with_torch
+    with pytest.raises(EvalError, match="it searches on the CPU"):
+        choose_search("faiss", other, 1)
     monkeypatch.setattr(neighbours, "find_spec", lambda name: None)
-    assert choose_search("auto", cpu, 20, neighbours.LARGE) is neighbours._with_torch
+    assert choose_search("auto", cpu, neighbours.LARGE) is neighbours._with_torch
     with pytest.raises(EvalError, match=r"pip install 'franca\[faiss\]'"):
-        choose_search("faiss", cpu, 20, 1)
+        choose_search("faiss", cpu, 1)
 
 
-class FaissWithDevices(SimpleNamespace):
-    """What the search uses of a faiss with kernels for accelerators, computed by numpy."""
-
-    METRIC_INNER_PRODUCT = "inner product"
-
-    def __init__(self, devices: int) -> None:
-        super().__init__(get_num_gpus=lambda: devices, StandardGpuResources=lambda: "resources")
-
-    def knn_gpu(self, resources, queries, rows, k, metric, device):
-        assert (resources, metric, device) == ("resources", self.METRIC_INNER_PRODUCT, 0)
-        products = queries @ rows.T
-        index = np.argsort(-products, axis=1)[:, :k]
-        return np.take_along_axis(products, index, axis=1), index
+def unit_rows(kind: str, count: int, width: int) -> torch.Tensor:
+    """Rows of length 1 in every direction, near one direction, or of positive entries (sums that only grow)."""
+    rows = random_rows(count, width, 18)
+    if kind == "anisotropic":
+        rows = rows * 0.1 + random_rows(1, width, 19)
+    return torch.nn.functional.normalize(rows.abs() if kind == "positive" else rows)
 
 
-def test_a_device_is_searched_by_faiss_if_it_can_else_by_torch(monkeypatch) -> None:
-    device = torch.device("meta")  # stands for any device that is not the CPU
-    monkeypatch.setattr(neighbours, "find_spec", lambda name: name)
-    monkeypatch.setitem(sys.modules, "faiss", FaissWithDevices(0))
-    assert choose_search("auto", device, 20, neighbours.LARGE) is neighbours._with_torch
-    monkeypatch.setitem(sys.modules, "faiss", FaissWithDevices(1))
-    assert choose_search("auto", device, neighbours.FAISS_GPU_K + 1, neighbours.LARGE) is neighbours._with_torch
-    search = choose_search("auto", device, 20, neighbours.LARGE)
-    search.device = torch.device("cpu")
-    queries, memory = random_rows(20, 8, 14), random_rows(50, 8, 15)
-    monkeypatch.setattr(neighbours, "choose_search", lambda *_: search)
-    assert torch.equal(nearest(queries, memory, 4)[1], by_sorting(queries, memory, 4)[1])
+@pytest.mark.parametrize("width", [12, 384, 1024])
+@pytest.mark.parametrize("kind", ["random", "anisotropic", "positive"])
+def test_fp32_products_err_by_less_than_the_bound(kind, width) -> None:
+    """Both as the engines sum and one addition after another, which rounds the most."""
+    rows = unit_rows(kind, 96, width)
+    exact = rows.double() @ rows.double().T
+    one_by_one = torch.zeros(96, 96)
+    for column in rows.T:
+        one_by_one += column[:, None] * column
+    products = [search(rows, rows, 96) for search in (neighbours._with_torch, neighbours._with_faiss)]
+    found = [one_by_one, *(torch.empty(96, 96).scatter_(1, index, values) for values, index in products)]
+    for each in found:
+        assert float((each.double() - exact).abs().max()) < neighbours.rounding_of_products(width) / 2
+
+
+def test_only_queries_that_more_candidates_leave_open_meet_all_rows(monkeypatch) -> None:
+    """Of rows near one direction some tie within fp32 rounding at the edge of the candidates, few beyond four times."""
+    memory, compared = unit_rows("anisotropic", 4000, 384), []
+    queries, among_all = unit_rows("anisotropic", 4040, 384)[4000:], neighbours._among_all
+    monkeypatch.setattr(neighbours, "_among_all", lambda *given: compared.append(len(given[1])) or among_all(*given))
+    wanted = by_sorting(queries, memory, 10)
+    assert torch.equal(nearest(queries, memory, 10, chunk=999)[1], wanted[1])
+    assert sum(compared) == 0
+    monkeypatch.setattr(neighbours, "rounding_of_products", lambda width: 1.0)  # now fp32 decides nothing
+    assert torch.equal(nearest(queries, memory, 10, chunk=999)[1], wanted[1])
+    assert sum(compared) > 0
+
+
+def test_queries_left_open_are_compared_where_the_search_runs(monkeypatch) -> None:
+    places = []
+    monkeypatch.setattr(neighbours, "place_of_doubles", lambda device: places.append(device) or torch.device("cpu"))
+    device = torch.device("cpu", 0)  # another name than that of the rows' own
+    nearest(torch.ones(3, 4), torch.ones(40, 4), 2, device)
+    assert set(places) == {device}
