@@ -17,7 +17,7 @@ from franca.eval.figures import sheets, short_name
 from franca.eval.figures.regions import NOTHING
 from franca.eval.picture_input import Fit, attention_maps, load_pictures, patch_grids, view_for
 from franca.eval.protocol import Task
-from franca.eval.protocols.pictures import KINDS, PROTOCOL, PicturesConfig, draw, run
+from franca.eval.protocols.pictures import KINDS, PROTOCOL, PicturesConfig, draw, run, sheet_of
 from franca.eval.views import Squash
 
 CPU = torch.device("cpu")
@@ -152,6 +152,31 @@ class TestFiles:
         one, two = (pixels(draw(make_context(name), opened(make_source(4)), settings)[0])
                     for name, settings in (("alone", alone), ("two", config)))  # fmt: skip
         assert two.shape[0] > 1.2 * one.shape[0]
+
+    @pytest.mark.parametrize("kind", ["pca", "foreground", "clusters", "masks"])
+    def test_a_slice_is_what_a_model_of_these_features_alone_shows(self, make_source, kind) -> None:
+        """Features of noise behind the colours, cut off again by --slice d/2, the widest of two that are asked for."""
+        source = opened(Masked(make_source(3)))
+
+        def drawing(name: str, turn: Tensor, slices: tuple[int, ...]) -> sheets.Drawing:
+            context = Context(Engine(Backbone(Halves(turn), "colours"), CPU), None, Path(name), slices=slices)
+            return sheets.DRAWINGS[kind](sheet_of(context, source, PicturesConfig(**SMALL)))
+
+        noise = torch.randn(3, 3, generator=torch.Generator().manual_seed(0)) * 3
+        alone, cut, uncut = (
+            drawing("alone", torch.eye(3), (1,)),
+            drawing("cut", torch.cat([torch.eye(3), noise], dim=1), (4, 2)),
+            drawing("uncut", torch.cat([torch.eye(3), noise], dim=1), (1,)),
+        )
+        assert_same(alone, cut)
+        assert cut.title == f"{alone.title} (first d/2 features)"
+        if kind != "masks":  # fewer patches than clusters: each is its own, whatever its features
+            with pytest.raises(AssertionError):
+                assert_same(alone, uncut)
+
+    def test_a_slice_of_no_feature_is_refused(self, make_context, make_source) -> None:
+        with pytest.raises(EvalError, match=r"--slice d/32: .* width 16"):
+            draw(make_context("none", slices=(32,)), opened(make_source(2)), PicturesConfig(**SMALL, kinds=["pca"]))
 
 
 class TestSheets:

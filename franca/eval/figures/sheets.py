@@ -64,11 +64,20 @@ class Seen:
     engine: Engine
     pictures: Sequence[Picture]
     batch_size: int
+    divisor: int = 1  # of the width: grids hold the first D / divisor features
 
     @cached_property
-    def grids(self) -> list[Tensor]:
+    def whole(self) -> list[Tensor]:
         """Patch features, (h, w, D) per image."""
         return patch_grids(self.engine, self.pictures, self.batch_size)
+
+    @property
+    def grids(self) -> list[Tensor]:
+        """Their slice that is looked at, (h, w, D / divisor). Raises EvalError where no feature is left."""
+        width = self.whole[0].shape[-1]
+        if width < self.divisor:
+            raise EvalError(f"--slice d/{self.divisor}: {self.name} has features of width {width}; choose a wider one")
+        return [grid[..., : width // self.divisor] for grid in self.whole]
 
     @cached_property
     def attention(self) -> list[Tensor]:
@@ -102,6 +111,11 @@ class Sheet:
         lines = wrapped(short_name(model.name)) if len(self.models) > 1 else []
         return "\n".join([*lines, what])
 
+    def title(self, what: str) -> str:
+        """Of what is made of features; says which, where it isn't all."""
+        divisor = self.models[0].divisor
+        return what if divisor == 1 else f"{what} (first d/{divisor} features)"
+
     def shown(self, maps: Sequence[Tensor]) -> list[Image]:
         """Colours (h, w, 3) per image, NaN where nothing is to be seen, as the sheet shows maps."""
         opacity, rest = (self.look.opacity, None) if self.look.over else (1.0, NOTHING)
@@ -119,7 +133,7 @@ class Sheet:
 def pca(sheet: Sheet) -> Drawing:
     """Figure 8 of the paper."""
     rows = {sheet.name(model, "PCA"): shared_pca(model.grids) for model in sheet.models}
-    return sheet.drawing(rows, "PCA of patch features")
+    return sheet.drawing(rows, sheet.title("PCA of patch features"))
 
 
 def pca_of_foreground(sheet: Sheet) -> Drawing:
@@ -128,19 +142,19 @@ def pca_of_foreground(sheet: Sheet) -> Drawing:
     for model in sheet.models:
         chosen = foreground(model.grids, sheet.look.threshold)
         rows[sheet.name(model, "foreground")] = shared_pca(model.grids, chosen)
-    return sheet.drawing(rows, "PCA of the patches on the upper side of the first component")
+    return sheet.drawing(rows, sheet.title("PCA of the patches on the upper side of the first component"))
 
 
 def pca_of_slices(sheet: Sheet) -> Drawing:
     """Figure 3 of the paper; colours of narrower slices are made to resemble those of the widest."""
     rows = {}
     for model in sheet.models:
-        dim = model.grids[0].shape[-1]
+        dim = model.whole[0].shape[-1]
         widest: list[Tensor] | None = None
         for divisor in sheet.slices:
             if dim // divisor:
                 name = "d" if divisor == 1 else f"d/{divisor}"
-                colours = shared_pca([grid[..., : dim // divisor] for grid in model.grids])
+                colours = shared_pca([grid[..., : dim // divisor] for grid in model.whole])
                 widest = widest or colours
                 rows[sheet.name(model, f"{name} = {dim // divisor}")] = resembling(colours, widest)
     return sheet.drawing(rows, "PCA of the first features alone")
@@ -163,7 +177,7 @@ def clusters(sheet: Sheet) -> Drawing:
         sheet.name(model, f"{count} clusters"): [label_colours(one) for one in model.clusters(count, sheet.look.seed)]
         for model in sheet.models
     }
-    return sheet.drawing(rows, f"k-means of patch features, {count} clusters across images")
+    return sheet.drawing(rows, sheet.title(f"k-means of patch features, {count} clusters across images"))
 
 
 def masks(sheet: Sheet) -> Drawing:
@@ -183,7 +197,7 @@ def masks(sheet: Sheet) -> Drawing:
         legend["void"] = (NOTHING, NOTHING, NOTHING)
     return sheet.drawing(
         {name: [label_colours(one, VOID) for one in maps] for name, maps in rows.items()},
-        f"Masks, and {NAMED_CLUSTERS} clusters with the class of most of their pixels",
+        sheet.title(f"Masks, and {NAMED_CLUSTERS} clusters with the class of most of their pixels"),
         legend,
     )
 

@@ -3,7 +3,8 @@
 pca: first three principal components as red, green and blue, across all images (paper Fig. 8); foreground: the same for
 the patches on the upper side of the first component; slices: for the first d, d/2 … d/16 features (Fig. 3); attention:
 of the class token in the last block, mean and single heads (Fig. 10); clusters: k-means across images; masks: those of
-the data set, beside clusters that are given the class of most of their pixels. Colours are fixed by the features: the
+the data set, beside clusters that are given the class of most of their pixels. All but slices and attention look at the
+slice that --slice names, the widest of several. Colours are fixed by the features: the
 same command draws the same picture, and a rotation or another sign of the features changes nothing.
 """
 
@@ -11,6 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from franca.distributed import is_main
 from franca.eval import figures
@@ -21,6 +23,9 @@ from franca.eval.errors import EvalError
 from franca.eval.picture_input import Picture, load_pictures, view_for
 from franca.eval.protocol import Protocol, Task
 from franca.eval.result import Score
+
+if TYPE_CHECKING:
+    from franca.eval.figures.sheets import Sheet
 
 logger = logging.getLogger(__name__)
 
@@ -83,22 +88,15 @@ def draw(context: Context, split: OpenedSplit, config: PicturesConfig) -> list[P
     """
     if not figures.can_draw():
         raise EvalError("pictures need matplotlib: pip install 'franca[eval]'")
-    from franca.eval.figures import sheets
     from franca.eval.figures.gallery import image_grid
+    from franca.eval.figures.sheets import DRAWINGS
 
-    over = config.layout == "overlay"
-    look = sheets.Look(over, config.opacity, config.threshold, config.heads, config.clusters, config.seed)
-    models = [
-        sheets.Seen(engine.backbone.name, engine, pictures, context.batch_size)
-        for engine, pictures in seen_by(engines(context, config.beside), split, config)
-    ]
-    slices = sorted(context.slices) if len(context.slices) > 1 else sheets.DIVISORS
-    sheet = sheets.Sheet(models, look, split.source.classes, slices)
+    sheet = sheet_of(context, split, config)
     files: list[Path] = []
     refused: list[str] = []
     for kind in context.track(config.kinds, "pictures"):
         try:
-            drawing = sheets.DRAWINGS[kind](sheet)
+            drawing = DRAWINGS[kind](sheet)
         except EvalError as error:
             logger.warning("no picture of %s: %s", kind, error)
             refused.append(f"{kind}: {error}")
@@ -109,6 +107,20 @@ def draw(context: Context, split: OpenedSplit, config: PicturesConfig) -> list[P
     if not files:
         raise EvalError("; ".join(refused))
     return files
+
+
+def sheet_of(context: Context, split: OpenedSplit, config: PicturesConfig) -> "Sheet":
+    """The images as every model sees them. Raises EvalError where none can be read."""
+    from franca.eval.figures import sheets
+
+    over = config.layout == "overlay"
+    look = sheets.Look(over, config.opacity, config.threshold, config.heads, config.clusters, config.seed)
+    models = [
+        sheets.Seen(engine.backbone.name, engine, pictures, context.batch_size, min(context.slices, default=1))
+        for engine, pictures in seen_by(engines(context, config.beside), split, config)
+    ]
+    slices = sorted(context.slices) if len(context.slices) > 1 else sheets.DIVISORS
+    return sheets.Sheet(models, look, split.source.classes, slices)
 
 
 def engines(context: Context, beside: Sequence[str]) -> list[Engine]:
