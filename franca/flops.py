@@ -3,7 +3,8 @@
 Multiply-add = 2. Counted: every matrix product (linear maps, attention, prototypes), and roughly what Sinkhorn, the
 losses and the update do entry by entry. Norms, activations and LayerScale are not: below 1 % of the products.
 
-A backward pass costs two forward passes, but one for the patch embedding, whose input needs no gradient. Shapes are
+A backward pass costs two forward passes, but one for the first maps of what learns, the patch embedding or, while the
+backbone keeps still, the heads' slice maps: their inputs need no gradient. Shapes are
 those that are computed: padded rows of masked patches, and under stochastic depth the crops that each branch keeps.
 """
 
@@ -110,29 +111,53 @@ def step_flops(
     sinkhorn_iterations: int = 3,
     recompute: str = "none",
     fused_attention: bool = True,
+    backbone_learns: bool = True,
 ) -> StepFlops:
     """Operations of an optimizer step over ``accumulate`` batches of this shape.
 
     encoder: the student, on any device (meta too), sharded or not; its rate of stochastic depth counts. The teacher has
     the same shapes. recompute: none, selective (keeps products: nothing counted is done again) or full.
+    backbone_learns: False while heads learn alone: no backward pass of the backbone, and nothing of it again.
     """
     teacher = _forward(encoder, [batch.global_crops], batch, dropping=False)
     student = _forward(encoder, batch.crops, batch, dropping=True)
-    again = FUSED_ATTENTION_AGAIN * student.attention if fused_attention else 0.0
-    recomputed = Products(attention=again)
-    if recompute == "full":
-        recomputed += Products(linear=student.linear, attention=student.attention)
+    if backbone_learns:
+        backward = student * 2 + Products(patch_embedding=-student.patch_embedding)
+        recomputed = _done_again(student, recompute, fused_attention)
+    else:
+        backward, recomputed = _backward_of_heads(encoder, student, batch), Products()
     logits = _logits(encoder, batch, len_crops=batch.global_crops[0])
-    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    learning = [encoder] if backbone_learns else [encoder.dino_head, encoder.ibot_head]
+    parameters = sum(parameter.numel() for part in learning for parameter in part.parameters())
     return StepFlops(
         teacher=teacher * accumulate,
         student=student * accumulate,
-        backward=(student * 2 + Products(patch_embedding=-student.patch_embedding)) * accumulate,
+        backward=backward * accumulate,
         recomputed=recomputed * accumulate,
         sinkhorn=SINKHORN_PER_ROUND * sinkhorn_iterations * logits * accumulate,
         losses=_losses(encoder, batch) * accumulate,
         update=UPDATE * parameters,
     )
+
+
+def _done_again(student: Products, recompute: str, fused_attention: bool) -> Products:
+    """By the backward pass of the backbone."""
+    again = Products(attention=FUSED_ATTENTION_AGAIN * student.attention if fused_attention else 0.0)
+    if recompute == "full":
+        again += Products(linear=student.linear, attention=student.attention)
+    return again
+
+
+def _backward_of_heads(encoder: Encoder, student: Products, batch: BatchShape) -> Products:
+    """While nothing asks for the gradient of the features, which is half of what the heads' slice maps cost."""
+    rows = sum(count for count, _ in batch.crops)
+    slices = _slice_maps(encoder.dino_head, rows) + _slice_maps(encoder.ibot_head, batch.masked_rows)
+    return Products(projectors=2 * student.projectors - slices, prototypes=2 * student.prototypes)
+
+
+def _slice_maps(head: nn.Module, rows: int) -> float:
+    assert isinstance(head, MatryoshkaHead)
+    return _map(head.matryoshka_projections, rows)
 
 
 def _forward(encoder: Encoder, crops: list[tuple[int, int]], batch: BatchShape, dropping: bool) -> Products:

@@ -42,12 +42,13 @@ def batch_of(shape: BatchShape, patch: int) -> PretrainBatch:
     )
 
 
-def counted_step(config: TrainConfig, shape: BatchShape) -> int:
+def counted_step(config: TrainConfig, shape: BatchShape, backbone_learns: bool = True) -> int:
     """What torch counts while the objective and its backward pass run on shapes alone."""
     with torch.device("meta"):
         pair = build_pair(config)
         for block in pair.student.backbone.blocks:
             prepare_block(block, config.parallel, learns=True)
+        pair.student.backbone_learns = backbone_learns
         objective = PretrainingObjective(pair.train(), config.objective)
         batch = batch_of(shape, config.model.patch_size)
         with FlopCounterMode(display=False) as counter:
@@ -88,6 +89,20 @@ def test_every_product_of_a_step_is_counted(overrides: list[str]) -> None:
     # On shapes alone attention is not fused.
     flops = step_flops(student, shape, recompute=config.parallel.activation_checkpointing, fused_attention=False)
     assert counted_step(config, shape) == flops.executed + products_in_losses(student, shape)
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("nesting", ["[1.0]", "[0.25,0.5,1.0]"])
+def test_every_product_of_a_step_of_heads_alone_is_counted(nesting: str, recompute: str) -> None:
+    options = [f"heads.nesting={nesting}", "model.drop_path_rate=0.3", f"parallel.activation_checkpointing={recompute}"]
+    config = load_config(None, [*TINY, *options])
+    student = student_of(config)
+    flops = step_flops(student, SMALL, recompute=recompute, backbone_learns=False)
+    assert counted_step(config, SMALL, backbone_learns=False) == flops.model + products_in_losses(student, SMALL)
+    assert flops.executed == flops.model
+    whole = step_flops(student, SMALL)
+    assert (flops.teacher, flops.student) == (whole.teacher, whole.student)
+    assert flops.backward.backbone == 0 < flops.backward.total < whole.backward.total
 
 
 @pytest.mark.parametrize("name", ["vitb14_in21k", "dinov2_vitb14_in21k"])

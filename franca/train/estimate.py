@@ -29,18 +29,28 @@ class Estimate:
     peak: float  # FLOP/s of one device
     capacity: float | None  # bytes of one device, where known
     utilisation: float
-    flops: StepFlops  # of one device
+    flops: StepFlops  # of one device, a step in which everything learns
+    alone: StepFlops  # a step in which the heads learn alone
     memory: Memory
 
     @property
     def seconds(self) -> float:
-        """One optimizer step."""
-        return self.flops.model / (self.peak * self.utilisation)
+        """One optimizer step in which everything learns."""
+        return self._takes(self.flops)
+
+    @property
+    def seconds_alone(self) -> float:
+        """One optimizer step in which the heads learn alone."""
+        return self._takes(self.alone)
+
+    def _takes(self, flops: StepFlops) -> float:
+        return flops.model / (self.peak * self.utilisation)
 
     @property
     def hours(self) -> float:
         """The whole run, without evaluations and saving."""
-        return self.seconds * self.config.steps / 3600
+        alone = self.config.optimizer.freeze_backbone_steps
+        return (self.seconds_alone * alone + self.seconds * (self.config.steps - alone)) / 3600
 
     @property
     def fits(self) -> bool | None:
@@ -57,10 +67,10 @@ def batch_shape(config: TrainConfig, encoder: Encoder) -> BatchShape:
     return BatchShape(config.data.batch_size, crops.global_size, crops.local_size, crops.local_count, masked)
 
 
-def work_of_step(config: TrainConfig, student: Encoder) -> StepFlops:
+def work_of_step(config: TrainConfig, student: Encoder, backbone_learns: bool = True) -> StepFlops:
     """Operations of one optimizer step of one process; the one count that estimates and logs use.
 
-    student: on any device, sharded or not.
+    student: on any device, sharded or not. backbone_learns: False while heads learn alone.
     """
     return step_flops(
         student,
@@ -68,6 +78,7 @@ def work_of_step(config: TrainConfig, student: Encoder) -> StepFlops:
         config.accumulate,
         config.objective.sinkhorn_iterations,
         config.parallel.activation_checkpointing,
+        backbone_learns=backbone_learns,
     )
 
 
@@ -102,6 +113,7 @@ def estimate(
         capacity=known.memory * 1e9 if known else None,
         utilisation=utilisation,
         flops=work_of_step(config, student),
+        alone=work_of_step(config, student, backbone_learns=False),
         memory=step_memory(student, batch, 2 if bf16 else 4, config.accumulate, recompute, devices, shards),
     )
 
@@ -148,12 +160,18 @@ def report(result: Estimate) -> str:
         ("", ""),
         ("time", f"at {result.utilisation:.0%} of {result.peak / 1e12:.4g} TFLOP/s"),
         ("  a step", f"{result.seconds:.3g} s"),
+        *_alone_rows(result),
         ("  images per second", f"{config.effective_batch / result.seconds:,.0f}"),
         ("  the run", f"{result.hours:,.1f} hours, {result.hours * result.devices:,.1f} device hours"),
     ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}".rstrip() for name, value in rows]
     return "\n".join([*lines, "", *_assumptions(result)])
+
+
+def _alone_rows(result: Estimate) -> list[tuple[str, str]]:
+    steps = result.config.optimizer.freeze_backbone_steps
+    return [(f"  each of {steps:,} of heads alone", f"{result.seconds_alone:.3g} s")] if steps else []
 
 
 def _memory_rows(memory: Memory) -> list[tuple[str, float]]:

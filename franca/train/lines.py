@@ -48,7 +48,7 @@ class RunLines:
     def numbers(self, step: int, skipped_files: int, skipped_shards: int) -> None:
         """The line of all that was counted since the last one; skipped: by this rank. All ranks must call."""
         pace = self.clock.read()
-        vitals = self.signs.read(pace)
+        vitals = self.signs.read(pace, step)
         files, shards = sum_over_ranks([skipped_files, skipped_shards])
         line: dict[str, Any] = {"step": step, "images": step * self.config.effective_batch}
         line |= self.meter.read() | vitals.line()

@@ -43,18 +43,23 @@ class VitalSigns:
         self, config: TrainConfig, student: Encoder, device: torch.device, precision: torch.dtype | None
     ) -> None:
         self.images = config.effective_batch
+        self.frozen_steps = config.optimizer.freeze_backbone_steps
         self.flops = work_of_step(config, student).model
+        self.flops_alone = work_of_step(config, student, backbone_learns=False).model
         self.device = device
         self.precision = precision
 
-    def read(self, pace: Pace) -> Vitals:
-        """The vitals of all processes since the last line. All ranks must call."""
+    def read(self, pace: Pace, step: int) -> Vitals:
+        """The vitals of all processes over the steps of ``pace``, ``step`` the last of them. All ranks must call."""
+        steps = max(pace.steps, 1)
+        alone = min(max(self.frozen_steps - (step - steps), 0), steps)
+        flops = (alone * self.flops_alone + (steps - alone) * self.flops) / steps
         own = torch.tensor([pace.data_wait, peak_memory(self.device) / 1e9], dtype=torch.float64)
         data_wait, memory = largest_over_ranks(own).tolist()
         return Vitals(
             images_per_second=self.images / pace.step_seconds,
             data_wait=data_wait,
-            tflops=self.flops / pace.step_seconds / 1e12,
-            utilisation=utilisation(self.flops, pace.step_seconds, self.device, self.precision),
+            tflops=flops / pace.step_seconds / 1e12,
+            utilisation=utilisation(flops, pace.step_seconds, self.device, self.precision),
             memory_gb=memory,
         )

@@ -130,6 +130,18 @@ def test_hours_follow_from_work_peak_and_utilisation() -> None:
     assert result.config.effective_batch == 2048
 
 
+def test_steps_of_heads_alone_take_less_and_are_said() -> None:
+    """A backbone that keeps still goes forward only: a third of its student's work, and all of its teacher's."""
+    frozen = [f"{name}=1000" for name in ("optimizer.freeze_backbone_steps", "optimizer.warmup_steps")]
+    options = ["init_from=weights.pth", "steps=4000", "optimizer.warmup_steps=1000"]
+    plain, result = (on_h100(shipped("vitb14_in21k", *options, *more), 32, 0.3) for more in ([], frozen))
+    assert result.alone.student == result.flops.student
+    assert result.seconds_alone < 0.6 * result.seconds
+    assert result.hours == pytest.approx((1000 * result.seconds_alone + 3000 * plain.seconds) / 3600)
+    assert "each of 1,000 of heads alone" in report(result)
+    assert "heads alone" not in report(plain)
+
+
 def test_sharding_divides_what_lasts_and_nothing_else() -> None:
     copies, shards = (
         on_h100(shipped("vitl14_in21k", f"parallel.strategy={strategy}"), 64).memory

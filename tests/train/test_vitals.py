@@ -13,7 +13,7 @@ from franca.train import vitals as vitals_module
 from franca.train.build import build_pair
 from franca.train.clock import Pace
 from franca.train.config import TrainConfig
-from franca.train.estimate import estimate
+from franca.train.estimate import estimate, work_of_step
 from franca.train.trainer import Trainer
 from franca.train.vitals import Vitals, VitalSigns
 
@@ -36,7 +36,7 @@ def test_a_run_logs_the_work_that_was_estimated_for_it(train: Callable[..., Trai
 
 def test_numbers_of_a_line_follow_from_steps_and_seconds(tiny: Callable[..., TrainConfig]) -> None:
     config = tiny("accumulate=3")
-    found = signs_of(config).read(Pace(steps=4, seconds=8.0, waited=2.0))
+    found = signs_of(config).read(Pace(steps=4, seconds=8.0, waited=2.0), step=4)
     assert found.images_per_second == pytest.approx(4 * 3 * 4 / 8.0)
     assert found.data_wait == 0.25
     assert found.tflops == pytest.approx(estimate(config).flops.model / 2.0 / 1e12)
@@ -47,7 +47,7 @@ def test_utilisation_is_the_share_of_what_the_data_sheet_states(
     tiny: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peaks, "name_of", lambda _: "NVIDIA A100-SXM4-40GB")
-    found = signs_of(tiny(), torch.bfloat16).read(Pace(1, 1.0, 0.0))
+    found = signs_of(tiny(), torch.bfloat16).read(Pace(1, 1.0, 0.0), step=1)
     assert found.utilisation == pytest.approx(found.tflops / 312)
     assert found.line()["utilisation"] == found.utilisation
 
@@ -58,7 +58,7 @@ def test_the_worst_of_all_ranks_counts_for_waiting_and_memory(
     other = torch.tensor([0.9, 1e-3], dtype=torch.float64)  # another rank waits for data and uses less memory
     monkeypatch.setattr(vitals_module, "largest_over_ranks", lambda own: torch.maximum(own, other))
     monkeypatch.setattr(vitals_module, "peak_memory", lambda _: 5e9)
-    found = signs_of(tiny()).read(Pace(1, 1.0, 0.1))
+    found = signs_of(tiny()).read(Pace(1, 1.0, 0.1), step=1)
     assert (found.data_wait, found.memory_gb) == (0.9, 5.0)
 
 
@@ -81,3 +81,15 @@ def test_memory_of_an_accelerator_is_what_tensors_held_where_that_is_counted(mon
 
     monkeypatch.setattr(devices.torch.accelerator, "max_memory_allocated", refuse)
     assert peak_memory(device) == pytest.approx(peak_memory(CPU), rel=0.01)
+
+
+@pytest.mark.parametrize(("step", "alone"), [(2, 2), (4, 4), (6, 2), (8, 0), (20, 0)])
+def test_work_of_heads_alone_counts_as_such(step: int, alone: int, tiny: Callable[..., TrainConfig]) -> None:
+    """Lines of four steps, the first of two, around a thaw after four."""
+    config = tiny("init_from=weights.pth", "optimizer.freeze_backbone_steps=4", "steps=20")
+    steps = min(step, 4)
+    student = build_pair(config).student
+    one, other = (work_of_step(config, student, backbone_learns=learns).model for learns in (False, True))
+    found = signs_of(config).read(Pace(steps, seconds=steps, waited=0.0), step)
+    assert found.tflops == pytest.approx((alone * one + (steps - alone) * other) / steps / 1e12)
+    assert one < other
