@@ -147,15 +147,25 @@ class TrainConfig:
                 raise ConfigError(
                     f"{name}={size} is no multiple of model.patch_size={self.model.patch_size}; try {nearest}"
                 )
-        if self.optimizer.warmup_steps >= self.steps:
+        self._check_phases()
+
+    def _check_phases(self) -> None:
+        """Heads alone, warm-up and the rest must find room in the run."""
+        frozen, warmup = self.optimizer.freeze_backbone_steps, self.optimizer.warmup_steps
+        if frozen and not self.init_from:
             raise ConfigError(
-                f"optimizer.warmup_steps={self.optimizer.warmup_steps} must be below steps={self.steps}: "
-                "shorten the warm-up with the run"
+                f"optimizer.freeze_backbone_steps={frozen}, but init_from names no file: a random backbone must learn"
             )
-        if self.optimizer.freeze_backbone_steps >= self.steps:
+        if frozen >= self.steps:
             raise ConfigError(
-                f"optimizer.freeze_backbone_steps={self.optimizer.freeze_backbone_steps} must be below "
-                f"steps={self.steps}: the backbone would learn nothing"
+                f"optimizer.freeze_backbone_steps={frozen} must be below steps={self.steps}: the backbone would learn "
+                "nothing"
+            )
+        if frozen + warmup >= self.steps:
+            together = f"optimizer.freeze_backbone_steps={frozen} + " if frozen else ""
+            raise ConfigError(
+                f"{together}optimizer.warmup_steps={warmup} must be below steps={self.steps}: shorten the warm-up with "
+                "the run"
             )
 
     def _image_sides(self) -> dict[str, int]:
@@ -169,12 +179,14 @@ class TrainConfig:
         return sides
 
     def schedules(self) -> Schedules:
-        """All schedules of the run."""
+        """All schedules of the run; but for that of heads alone they share the steps after the thaw."""
+        steps = self.steps - self.optimizer.freeze_backbone_steps
         return Schedules(
-            lr=self.optimizer.lr_schedule(self.steps, self.effective_batch),
+            heads_alone=self.optimizer.heads_alone_schedule(self.effective_batch),
+            lr=self.optimizer.lr_schedule(steps, self.effective_batch),
             freeze_last_layer=self.optimizer.freeze_last_layer_steps,
-            weight_decay=self.optimizer.weight_decay_schedule(self.steps),
-            teacher_momentum=self.teacher.momentum_schedule(self.steps),
+            weight_decay=self.optimizer.weight_decay_schedule(steps),
+            teacher_momentum=self.teacher.momentum_schedule(steps),
             teacher_temperature=self.teacher.temperature_schedule(),
         )
 

@@ -26,14 +26,15 @@ class OptimizerConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     clip_grad: float = 3.0  # largest gradient norm of each of backbone, dino_head, ibot_head; 0: no clipping
     freeze_last_layer_steps: int = 1250  # prototypes keep still at first
-    freeze_backbone_steps: int = 0  # heads learn alone at first: for new heads on a trained backbone (init_from)
+    freeze_backbone_steps: int = 0  # new heads (init_from) learn alone at first; all schedules begin after that
+    freeze_lr: float = 1e-3  # of the heads meanwhile, after a tenth of these steps; scaled as lr
     layerwise_decay: float = 1.0
     patch_embed_lr_mult: float = 0.2
 
     def __post_init__(self) -> None:
         if self.lr_scaling not in ("sqrt", "linear", "none"):
             raise ValueError(f"optimizer.lr_scaling={self.lr_scaling!r} must be sqrt, linear or none")
-        for name in ("lr", "lr_reference_batch", "layerwise_decay"):
+        for name in ("lr", "freeze_lr", "lr_reference_batch", "layerwise_decay"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)} must be above 0 and finite")
         for name in ("min_lr", "weight_decay", "weight_decay_end", "clip_grad", "patch_embed_lr_mult"):
@@ -47,8 +48,16 @@ class OptimizerConfig:
 
     def peak_lr(self, batch: int) -> float:
         """Learning rate after the warm-up for an effective batch of ``batch`` images."""
+        return self.lr * self._scale(batch)
+
+    def _scale(self, batch: int) -> float:
         ratio = batch / self.lr_reference_batch
-        return self.lr * {"sqrt": math.sqrt(ratio), "linear": ratio, "none": 1.0}[self.lr_scaling]
+        return {"sqrt": math.sqrt(ratio), "linear": ratio, "none": 1.0}[self.lr_scaling]
+
+    def heads_alone_schedule(self, batch: int) -> CosineSchedule:
+        """Of the steps in which the backbone keeps still: from 0 to ``freeze_lr`` in their first tenth, then held."""
+        peak, steps = self.freeze_lr * self._scale(batch), self.freeze_backbone_steps
+        return CosineSchedule(peak, peak, steps, warmup=steps // 10)
 
     def lr_schedule(self, steps: int, batch: int) -> CosineSchedule:
         """Warm-up from 0 to the peak, then a cosine to ``min_lr``."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CosineSchedule:
-    """``freeze`` steps of zero, a line of ``warmup`` steps from ``start`` to ``base`` (both reached), a half cosine.
+    """A line of ``warmup`` steps from ``start`` to ``base`` (both reached), then a half cosine.
 
     The cosine takes the remaining m steps with angle pi * i / m, so ``final`` itself is reached at ``total``.
     """
@@ -16,17 +16,13 @@ class CosineSchedule:
     total: int
     warmup: int = 0
     start: float = 0.0
-    freeze: int = 0
 
     def __call__(self, step: int) -> float:
         if step >= self.total:
             return self.final
-        if step < self.freeze:
-            return 0.0
-        step -= self.freeze
         if step < self.warmup:
             return self.start + (self.base - self.start) * step / max(self.warmup - 1, 1)
-        remaining = self.total - self.freeze - self.warmup
+        remaining = self.total - self.warmup
         angle = math.pi * (step - self.warmup) / remaining
         return self.final + 0.5 * (self.base - self.final) * (1.0 + math.cos(angle))
 
@@ -44,8 +40,13 @@ class StepValues:
 
 @dataclass(frozen=True)
 class Schedules:
-    """The schedules of a run. The last layer follows ``lr`` after ``freeze_last_layer`` steps of 0."""
+    """The schedules of a run: first that of ``heads_alone`` to its end, then all others from their beginnings.
 
+    While the heads learn alone, their prototypes with them, the others wait at their first values. Then the last layer
+    follows ``lr`` after ``freeze_last_layer`` steps of 0.
+    """
+
+    heads_alone: CosineSchedule  # learning rate
     lr: CosineSchedule
     freeze_last_layer: int
     weight_decay: CosineSchedule
@@ -53,13 +54,15 @@ class Schedules:
     teacher_temperature: CosineSchedule
 
     def __call__(self, step: int) -> StepValues:
-        lr = self.lr(step)
+        alone = step < self.heads_alone.total
+        since = max(step - self.heads_alone.total, 0)
+        lr = self.heads_alone(step) if alone else self.lr(since)
         return StepValues(
             lr=lr,
-            last_layer_lr=0.0 if step < self.freeze_last_layer else lr,
-            weight_decay=self.weight_decay(step),
-            teacher_momentum=self.teacher_momentum(step),
-            teacher_temperature=self.teacher_temperature(step),
+            last_layer_lr=lr if alone or since >= self.freeze_last_layer else 0.0,
+            weight_decay=self.weight_decay(since),
+            teacher_momentum=self.teacher_momentum(since),
+            teacher_temperature=self.teacher_temperature(since),
         )
 
 

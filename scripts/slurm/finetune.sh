@@ -12,7 +12,7 @@
 #   vitl14_518_released                        8       64 x 16 = 1024        (in one stage, ImageNet-1K alone)
 #
 # CONFIG: a file of configs/finetune/, without its ending. FROM: what init_from takes, such as the folder of the run
-# before, or published weights; for new heads add init_heads=new optimizer.freeze_backbone_steps=1000. DATA: the
+# before, or published weights; with new heads as the file's first lines say. DATA: the
 # folder that holds imagenet, ADEChallengeData2016, coco, kitti and VOCdevkit (dataset_prep.md). OUTPUT: on the file
 # system that the nodes share. --dry-run shows the job. PYTHON names another Python than the repository's own. On other
 # machines give --nodes, --gpus-per-node and data.batch_size: what counts is their product, times accumulate.

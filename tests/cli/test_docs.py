@@ -93,7 +93,7 @@ VITB14 = (
 LONGER = (
     ".venv/bin/python -m franca.train --config configs/pretrain/vitb14_in21k.yaml data.path=/path/to/images "
     "init_from=runs/vitb14 init_heads=loaded steps=100000 optimizer.warmup_steps=16000 optimizer.lr=1e-4 "
-    "output=runs/longer"
+    "optimizer.freeze_last_layer_steps=0 teacher.temperature_warmup_steps=0 output=runs/longer"
 )
 CONTINUE = (
     ".venv/bin/python -m franca.train --config configs/recipes/continue_vitb14.yaml data.path=/path/to/images "
@@ -136,7 +136,7 @@ COMMANDS = {
     # training.md
     ".venv/bin/python -m franca.train --config configs/recipes/quickstart.yaml": Run(f"steps=3 {SMALL}"),
     CONTINUE: Run(
-        "init_from=weights/franca_vitb14_In21K_224.pth steps=3 optimizer.freeze_backbone_steps=2 accumulate=2 "
+        "init_from=weights/franca_vitb14_In21K_224.pth steps=4 optimizer.freeze_backbone_steps=2 accumulate=2 "
         f"{SMALL} model.embed_dim=64 model.depth=4 model.num_heads=1 data.crops.global_size=84"
     ),
     LONGER: Run(instead=f"{VITB14} steps=2 {SMALL} && {LONGER} {SMALL} steps=2"),

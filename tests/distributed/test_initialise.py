@@ -14,7 +14,7 @@ from franca.train.parallel import whole_state
 from tests.distributed.ranks import on_ranks
 from tests.distributed.small_run import small_trainer
 
-FROZEN, STEPS = 2, 4
+FROZEN, STEPS = 2, 5
 SIDE = 56  # pixels, of the run that comes first
 LATER = f"optimizer.freeze_backbone_steps={FROZEN}"
 STRATEGIES = ("parallel.strategy=replicate", "parallel.strategy=shard")

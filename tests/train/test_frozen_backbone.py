@@ -7,11 +7,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from franca.hub import save_teacher
+from franca.train.build import build_pair, describe_teacher
 from franca.train.config import TrainConfig
 from franca.train.trainer import Trainer
 
 FROZEN, STEPS = 3, 6
-OPTIONS = (f"optimizer.freeze_backbone_steps={FROZEN}", "optimizer.lr=0.05", "model.drop_path_rate=0.3")
+OPTIONS = (
+    f"optimizer.freeze_backbone_steps={FROZEN}",
+    "optimizer.freeze_lr=0.05",
+    "optimizer.lr=0.05",
+    "optimizer.warmup_steps=0",
+)
+
+
+@pytest.fixture
+def tiny(tiny: Callable[..., TrainConfig], tmp_path: Path) -> Callable[..., TrainConfig]:
+    """The tiny run, from weights in a file."""
+    config = tiny("seed=7")
+    pair = build_pair(config)
+    save_teacher(tmp_path / "file.pth", pair.teacher.state_dict(), describe_teacher(config, pair, 0, 0, {}))
+    begins = (f"init_from={tmp_path / 'file.pth'}", "model.drop_path_rate=0.3")
+    return lambda *overrides: tiny(*begins, *overrides)
 
 
 def copy_of(module: nn.Module) -> dict[str, Tensor]:
@@ -37,7 +54,7 @@ def test_the_backbone_keeps_every_bit_and_then_learns(
         for network in ("student", "teacher"):
             backbone = {name for name in moved if name.startswith(f"{network}.backbone.")}
             assert bool(backbone) == (step > FROZEN), f"step {step}, {network}"
-            assert any(name.startswith(f"{network}.ibot_head.") for name in moved) == (step > 1)  # lr is 0 at step 0
+            assert any(name.startswith(f"{network}.ibot_head.") for name in moved)
     own = [p for name, p in pair.student.backbone.named_parameters() if "mask_token" not in name]
     assert {float(trainer.optimizer.state[p]["step"]) for p in own} == {STEPS - FROZEN}, (
         "moments begin with the backbone"
@@ -78,3 +95,21 @@ def test_a_run_stopped_before_or_after_the_thaw_continues_bit_for_bit(
         first.run()
     continued = train(*OPTIONS, "checkpoint.every=1")
     assert differing(tensors_of(whole), tensors_of(continued)) == []
+
+
+def test_heads_have_learned_when_the_backbone_thaws(tiny: Callable[..., TrainConfig]) -> None:
+    """However slowly the run itself begins: a warm-up over nearly all that follows, to a rate that moves nothing."""
+    frozen = 40
+    schedule = (f"steps={2 * frozen}", f"optimizer.freeze_backbone_steps={frozen}", "optimizer.warmup_steps=39")
+    slow = ("optimizer.lr=1e-7", "optimizer.freeze_last_layer_steps=39", "teacher.temperature_warmup_steps=39")
+    trainer = Trainer(tiny(*schedule, *slow, "optimizer.freeze_lr=0.01", "data.batch_size=8"))
+    trainer.initialisation.fill(trainer.pair)
+    batches, start, lines = trainer.loader.batches(), copy_of(trainer.pair), []
+    for _ in range(frozen):
+        trainer.step([next(batches).to("cpu")])
+        lines.append(trainer.meter.read())
+    for part in ("crop_local", "crop_global", "patch"):
+        assert lines[-1][part] < 0.7 * lines[0][part], part
+    moved = changed(start, copy_of(trainer.pair))
+    assert any(".last_layers." in name for name in moved), "prototypes learn with the heads"
+    assert not any(".backbone." in name for name in moved)

@@ -356,7 +356,16 @@ def test_what_needs_a_download_is_said_without_it(
     [
         (["init_heads=old"], "init_heads='old' must be new or loaded"),
         (["init_heads=loaded"], "init_heads=loaded, but init_from names no file"),
-        (["steps=6", "optimizer.freeze_backbone_steps=6"], "freeze_backbone_steps=6 must be below steps=6"),
+        (["optimizer.freeze_backbone_steps=2"], "freeze_backbone_steps=2, but init_from names no file"),
+        (
+            ["init_from=a.pth", "steps=6", "optimizer.freeze_backbone_steps=6"],
+            "freeze_backbone_steps=6 must be below steps=6",
+        ),
+        (
+            ["init_from=a.pth", "steps=6", "optimizer.freeze_backbone_steps=3", "optimizer.warmup_steps=3"],
+            r"freeze_backbone_steps=3 \+ optimizer.warmup_steps=3 must be below steps=6",
+        ),
+        (["optimizer.freeze_lr=0"], "freeze_lr=0.* must be above 0"),
         (["optimizer.freeze_backbone_steps=-1"], "freeze_backbone_steps=-1 must not be negative"),
     ],
 )

@@ -87,18 +87,41 @@ def test_all_schedules_of_every_config_that_has_them(reference: dict[str, Any]) 
 
 
 def test_toy_schedules_in_full(reference: dict[str, Any]) -> None:
+    """Its frozen steps, values of 0, come before the schedule: ours has no such steps, and begins after them."""
     for toy in reference["toy"]:
         args = toy["args"]
+        frozen = args.get("freeze_iters", 0)
+        steps = args["total_iters"] - frozen
         schedule = CosineSchedule(
             base=args["base_value"],
             final=args["final_value"],
-            total=args["total_iters"],
+            total=steps,
             warmup=args.get("warmup_iters", 0),
             start=args.get("start_warmup_value", 0.0),
-            freeze=args.get("freeze_iters", 0),
         )
-        assert [schedule(step) for step in range(args["total_iters"])] == close(toy["values"], rel=1e-12, abs=0)
-        assert schedule(args["total_iters"]) == schedule(args["total_iters"] + 99) == toy["value_at_total"]
+        assert toy["values"][:frozen] == [0.0] * frozen
+        assert [schedule(step) for step in range(steps)] == close(toy["values"][frozen:], rel=1e-12, abs=0)
+        assert schedule(steps) == schedule(steps + 99) == toy["value_at_total"]
+
+
+def test_heads_alone_have_a_schedule_of_their_own_and_all_others_begin_after_it() -> None:
+    """100 steps alone, and the 400 that follow are those of a run of 400."""
+    options = {"lr_scaling": "sqrt", "lr_reference_batch": 1024, "warmup_steps": 50, "freeze_last_layer_steps": 20}
+    frozen = OptimizerConfig(freeze_backbone_steps=100, freeze_lr=3e-3, **options)  # type: ignore[arg-type]
+    teacher = TeacherConfig(temperature_warmup_steps=30)
+    run = TrainConfig(steps=500, init_from="weights.pth", optimizer=frozen, teacher=teacher)
+    without = TrainConfig(steps=400, optimizer=OptimizerConfig(**options), teacher=teacher)  # type: ignore[arg-type]
+    run.data.batch_size = without.data.batch_size = 256
+    at, ordinary = run.schedules(), without.schedules()
+    assert [at(100 + step) for step in range(401)] == [ordinary(step) for step in range(401)]
+    assert at(0).lr == 0
+    assert at(5).lr == close(1.5e-3 * 5 / 9)
+    assert {at(step).lr for step in range(9, 100)} == {1.5e-3}, "half of freeze_lr at a quarter of the reference batch"
+    for step in range(100):
+        values, first = at(step), ordinary(0)
+        assert values.last_layer_lr == values.lr, "prototypes learn with the heads"
+        for name in ("weight_decay", "teacher_momentum", "teacher_temperature"):
+            assert getattr(values, name) == getattr(first, name)
 
 
 @pytest.mark.parametrize(("scaling", "expected"), [("sqrt", 2e-3), ("linear", 4e-3), ("none", 1e-3)])

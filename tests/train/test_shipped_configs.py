@@ -13,13 +13,15 @@ import pytest
 
 from franca.train.config import TrainConfig, load_config
 from franca.train.estimate import estimate
+from franca.train.schedules import StepValues
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAMES = sorted(
     str(file.relative_to(CONFIGS)) for part in ("pretrain", "finetune") for file in (CONFIGS / part).glob("*")
 )
 FROM_SCRATCH = ("recipes/one_device.yaml", "recipes/four_devices.yaml", "recipes/eight_devices.yaml")
-COSTED = [*NAMES, *FROM_SCRATCH, "recipes/continue_vitb14.yaml"]
+CONTINUED = "recipes/continue_vitb14.yaml"
+COSTED = [*NAMES, *FROM_SCRATCH, CONTINUED]
 close = pytest.approx
 
 
@@ -39,6 +41,7 @@ class Facts:
     global_scale: tuple[float, float] = (0.32, 1.0)
     levels: int = 5
     masks: str = "cyclic"
+    alone: int = 0  # steps of new heads before all that; ours
 
 
 B, L, G, S = "vit_base", "vit_large", "vit_giant2", "vit_small"
@@ -61,8 +64,8 @@ FACTS = {
     "finetune/vitl14_364": Facts(L, 30_000, 1024, 1.25e-5, 4800, 60, 10_000, 0.4, (364, 112)),
     "finetune/vitl14_518": Facts(L, 10_000, 1024, 1.25e-5, 1600, 20, 0, 0.4, (518, 168)),
     # [C]
-    "finetune/vitb14_518_released": Facts(B, 20_000, 1024, 7.05e-5, 10_000, 200, 6000, 0.1, (518, 98)),
-    "finetune/vitl14_518_released": Facts(L, 20_000, 1024, 1.51e-5, 10_000, 200, 6000, 0.1, (518, 98)),
+    "finetune/vitb14_518_released": Facts(B, 20_000, 1024, 7.05e-5, 10_000, 200, 6000, 0.1, (518, 98), alone=1000),
+    "finetune/vitl14_518_released": Facts(L, 20_000, 1024, 1.51e-5, 10_000, 200, 6000, 0.1, (518, 98), alone=1000),
 }
 PROCESSES = {S: 32, B: 32, L: 64, G: 128}  # [P] Table 5; S as B
 RELEASED = {  # our file -> the authors', where both describe one run
@@ -86,7 +89,7 @@ def test_what_distinguishes_the_run(name: str) -> None:
     config, facts = loaded(name), FACTS[name]
     crops = config.data.crops
     assert (config.model.arch, config.model.drop_path_rate) == (facts.arch, facts.drop_path)
-    assert (config.steps, config.effective_batch) == (facts.steps, facts.batch)
+    assert (config.steps, config.effective_batch) == (facts.alone + facts.steps, facts.batch)
     assert (crops.global_size, crops.local_size, crops.local_count) == (*facts.crops, 8)
     assert (tuple(crops.global_scale), tuple(crops.local_scale)) == (facts.global_scale, (0.05, 0.32))
     assert config.heads.nesting == [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0][-facts.levels :]
@@ -98,7 +101,11 @@ def test_what_distinguishes_the_run(name: str) -> None:
 def test_schedules(name: str) -> None:
     """Values at the ends and the turning points: linear warm-up that includes both ends, then half a cosine."""
     config, facts = loaded(name), FACTS[name]
-    at = config.schedules()
+    schedules = config.schedules()
+
+    def at(step: int) -> StepValues:
+        return schedules(facts.alone + step)
+
     assert at(0).lr == 0
     assert at(facts.warmup - 1).lr == close(facts.lr, rel=1e-12)
     assert at(facts.warmup).lr == close(facts.lr, rel=1e-12)
@@ -138,7 +145,7 @@ def test_released_variants_follow_the_released_configurations(name: str, parity_
     merged, config = theirs["merged_config"], loaded(name)
     epoch = merged["train"]["OFFICIAL_EPOCH_LENGTH"]
     optim, teacher, crops = merged["optim"], merged["teacher"], merged["crops"]
-    assert config.steps == optim["epochs"] * epoch
+    assert config.steps - config.optimizer.freeze_backbone_steps == optim["epochs"] * epoch
     assert config.optimizer.warmup_steps == optim["warmup_epochs"] * epoch
     assert config.optimizer.freeze_last_layer_steps == optim["freeze_last_layer_epochs"] * epoch
     assert config.teacher.temperature_warmup_steps == teacher["warmup_teacher_temp_epochs"] * epoch
@@ -179,7 +186,7 @@ def test_what_nobody_changed_is_the_authors(name: str, parity_dir: Path) -> None
 @pytest.mark.parametrize("size", ["vitb14", "vitl14"])
 def test_each_stage_begins_with_the_one_before(size: str) -> None:
     first, second = loaded(f"finetune/{size}_364"), loaded(f"finetune/{size}_518")
-    before = load_config(CONFIGS / f"{Path(first.init_from).name.join(['pretrain/', '.yaml'])}")
+    before = load_config(CONFIGS / f"pretrain/{Path(first.init_from).name}.yaml")
     assert (first.init_from, second.init_from) == (before.output, first.output)
     for stage in (first, second):
         assert stage.init_heads == "loaded"
@@ -188,15 +195,28 @@ def test_each_stage_begins_with_the_one_before(size: str) -> None:
     assert first.data.parts == second.data.parts
 
 
-@pytest.mark.parametrize("name", FROM_SCRATCH)
+@pytest.mark.parametrize("name", [name for name in COSTED if load_config(CONFIGS / name).init_heads == "new"])
+def test_new_heads_on_a_trained_backbone_learn_alone_first(name: str) -> None:
+    """For 1,000 steps, at the learning rate of new weights for so many images; from scratch all learn together."""
+    config = load_config(CONFIGS / name)
+    alone, at = config.optimizer.freeze_backbone_steps, config.schedules()
+    assert alone == (1000 if config.init_from else 0)
+    if alone:
+        assert at(alone - 1).lr == close(1e-3 * (config.effective_batch / 1024) ** 0.5, rel=1e-12)
+        assert at(alone - 1).last_layer_lr == at(alone - 1).lr
+
+
+@pytest.mark.parametrize("name", [*FROM_SCRATCH, CONTINUED])
 def test_recipes_compress_the_schedules_of_the_papers(name: str) -> None:
+    """But for the learning rate where a trained backbone goes on: that of the released fine-tuning."""
     config = load_config(CONFIGS / name)
     paper = load_config(CONFIGS / f"pretrain/{'vitl14' if config.model.arch == L else 'vitb14'}_in21k.yaml")
-    share = config.steps / paper.steps
+    share = (config.steps - config.optimizer.freeze_backbone_steps) / paper.steps
     assert config.optimizer.warmup_steps == paper.optimizer.warmup_steps * share
     assert config.optimizer.freeze_last_layer_steps == paper.optimizer.freeze_last_layer_steps * share
     assert config.teacher.temperature_warmup_steps == paper.teacher.temperature_warmup_steps * share
-    assert config.optimizer.peak_lr(512) == close(paper.optimizer.peak_lr(512), rel=1e-12)
+    source = loaded("finetune/vitb14_518_released") if name == CONTINUED else paper
+    assert config.optimizer.peak_lr(512) == close(source.optimizer.peak_lr(512), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", COSTED)
@@ -226,7 +246,7 @@ def test_a_file_opens_with_its_command_and_what_the_estimate_says(name: str) -> 
 
 def test_images_of_the_recipes() -> None:
     """Images a step and in all, as the files state them."""
-    for name in (*FROM_SCRATCH, "recipes/continue_vitb14.yaml"):
+    for name in (*FROM_SCRATCH, CONTINUED):
         config, text = load_config(CONFIGS / name), " ".join((CONFIGS / name).read_text().split("\n# "))
         stated = re.search(r"(\d+) micro-batches of (\d+)(?: each,)? make (\d+) images a step, ([\d.]+) million", text)
         assert stated is not None
