@@ -53,13 +53,16 @@ def cifar(path: Path, split: str, reader: Any) -> ArrayImages:
     kept = [place for place in range(len(held)) if split in ("trainval", "test") or held[place] == (split == "val")]
     half = "test" if split == "test" else "train"
     parts = dataset.test_list if split == "test" else dataset.train_list
-    return ArrayImages(
+    source = ArrayImages(
         dataset.data[kept],
         [dataset.targets[place] for place in kept],
         dataset.classes,
         [f"{half}/{place:05d}" for place in kept],
         [path / dataset.base_folder / name for name, _ in parts],
     )
+    if split == "trainval":
+        source.validation = [place for place, out in enumerate(held) if out]
+    return source
 
 
 def cifar10(path: Path, split: str) -> ArrayImages:

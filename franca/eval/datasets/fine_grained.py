@@ -1,7 +1,8 @@
 """Splits of the fine-grained sets: the same four for all, as SimCLR and DINOv2 use them.
 
-trainval is what is learned from at last; train and val are its two parts, for choosing settings; test is scored. Where
-a set names no validation images itself, every fifth image of each class is one.
+trainval is what is learned from at last, and says which of its images are for validation; train and val are its two
+parts, for choosing settings; test is scored. Where a set names no validation images itself, every fifth image of each
+class is one.
 """
 
 from collections import defaultdict
@@ -42,10 +43,13 @@ def listed(path: Path, split: str, read: Read, folder: str, own_val: bool) -> Li
     path = _around(path, Path(folder).parts)
     if split == "test" or not own_val:
         files, labels, classes = _examples(read, path, "test" if split == "test" else "trainval")
-        if split in ("train", "val"):
-            kept = [place for place, held in enumerate(held_out(labels)) if held == (split == "val")]
-            files, labels = [files[place] for place in kept], [labels[place] for place in kept]
-        return _source(path, files, labels, classes)
+        if split == "test":
+            return _source(path, files, labels, classes)
+        held = held_out(labels)
+        if split == "trainval":
+            return _source(path, files, labels, classes, [place for place, out in enumerate(held) if out])
+        kept = [place for place, out in enumerate(held) if out == (split == "val")]
+        return _source(path, [files[place] for place in kept], [labels[place] for place in kept], classes)
     if split != "trainval":
         return _source(path, *_examples(read, path, split))
     files, labels, classes = _examples(read, path, "train")
