@@ -70,6 +70,22 @@ def test_a_random_memory_has_a_value_for_each_seed(tmp_path, change) -> None:
     assert alone.values[0] == found.values[1], "a seed means the same whatever others there are"
 
 
+def test_training_images_are_extracted_seed_by_seed_after_one_line_on_the_disk(tmp_path, monkeypatch, caplog) -> None:
+    """4 x 4 patches of 8 numbers of 4 bytes, of 8 images, for each of 3 seeds."""
+    caplog.set_level("INFO")
+    context, order = make_context(tmp_path, random_features), []
+    extract, ask = context.store.patches, in_context._ask
+    monkeypatch.setattr(
+        context.store, "patches", lambda split, view: (order.append("extract"), extract(split, view))[1]
+    )
+    monkeypatch.setattr(in_context, "_ask", lambda *given: (order.append(f"search {given[4]}"), ask(*given))[1])
+    monkeypatch.setattr(in_context, "GIGABYTE", 8 * 16 * 8 * 4)
+    scores(context, stripes_task(), replace(SMALL, augment=True, seeds=[0, 1, 2]))
+    assert order == ["extract", *("extract" if odd else f"search [{seed}]" for seed in range(3) for odd in (1, 0))]
+    (line,) = (record.message for record in caplog.records if "on disk" in record.message)
+    assert "3 x 8 training images take 3.0 GB" in line
+
+
 def test_slices_are_the_first_features(tmp_path) -> None:
     def first_four(images):
         return random_features(images)[:, :4]

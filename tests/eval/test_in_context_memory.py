@@ -147,9 +147,10 @@ def test_chosen_rows_stay_where_they_are() -> None:
     assert memory.features.parts[0] is features
     assert torch.equal(read(memory), features[[7, 0, 3]])
     assert torch.equal(read(memory.first(2)), features[[7, 0, 3], :2])
-    assert torch.equal(memory.counts, counts[[7, 0, 3]])
+    assert memory.counts is counts
+    assert torch.equal(memory.votes(torch.tensor([[1, 2]])), counts[[0, 3]][None] / 4)
     queries = torch.randn(4, 5)
-    expected = predict_patches(queries, *searched(Memory(Rows((features[[7, 0, 3]],)), memory.counts, 4)), 0.1)
+    expected = predict_patches(queries, *searched(Memory(Rows((features[[7, 0, 3]],)), counts[[7, 0, 3]], 4)), 0.1)
     assert torch.equal(predict_patches(queries, *searched(memory), 0.1), expected)
 
 

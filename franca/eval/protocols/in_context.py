@@ -12,8 +12,10 @@ Legend: N images, h x w patches each, D features, C classes.
 """
 
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -27,10 +29,12 @@ from franca.eval.errors import EvalError
 from franca.eval.metrics.segmentation import confusion_matrix, hungarian, mean_iou, renamed
 from franca.eval.protocol import Protocol, Task
 from franca.eval.protocols.in_context_augmentation import augmented
-from franca.eval.protocols.in_context_memory import Memory, choose_rows, count_classes, remember
+from franca.eval.protocols.in_context_config import InContextConfig
+from franca.eval.protocols.in_context_memory import Memory, choose_rows, count_classes, count_type, remember
 from franca.eval.protocols.in_context_prediction import Search, exact_search, predict_patches, predict_pixels
 from franca.eval.protocols.progress_file import ProgressFile
 from franca.eval.protocols.segmentation_task import masked_sources, with_masks
+from franca.eval.protocols.waiting import while_others_wait
 from franca.eval.quantised_index import QuantisedIndex, recall
 from franca.eval.result import Score
 from franca.eval.store import PatchFeatures
@@ -38,54 +42,9 @@ from franca.eval.views import Squash
 
 logger = logging.getLogger(__name__)
 
-CHOICES = {"void": ("ignore", "background", "first"), "absent": ("skip", "zero"), "search": ("exact", "quantised")}
 RECALL_QUERIES = 256  # searched exactly as well
+GIGABYTE = 1e9
 QUERIES_AT_ONCE = 1 << 16  # patches: the memory is read once for each
-
-
-@dataclass
-class InContextConfig:
-    """Settings of the paper.
-
-    size: side of the square that images are resized to, in pixels; the model's patch must divide it.
-    neighbours, temperature: who votes, and how sharply the nearest ones prevail.
-    memory: most patches remembered, those of rare classes first; 0: all. augment: random crops and colours in memory.
-    void: pixels of training masks that count nowhere vote for nothing (ignore), or for class 0 where this is named
-    background, elsewhere for a class of their own, which is always wrong (background); or always for class 0 (first).
-    absent: a class that is in no mask and no prediction is left out of the mean (skip), or is 0 in it (zero).
-    hungarian: report miou_hungarian as well; it needs scipy.
-    full_resolution: score on the masks as they are, not resized to size.
-    search: exact, or quantised for tens of millions of patches (faiss; its recall is reported as neighbour_recall).
-    probes: of the quantised search, parts of the memory that are looked into.
-    seeds: of the memory, where it is random.
-    """
-
-    size: int = 518
-    neighbours: int = 30
-    temperature: float = 0.02
-    memory: int = 0
-    augment: bool = False
-    void: str = "ignore"
-    absent: str = "skip"
-    hungarian: bool = True
-    full_resolution: bool = False
-    search: str = "exact"
-    probes: int = 32
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
-
-    def __post_init__(self) -> None:
-        for name in ("size", "neighbours", "probes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be 1 or more")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature}: must be above 0")
-        if self.memory < 0:
-            raise ValueError(f"memory={self.memory}: give a number of patches, or 0 for all")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(choices)}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds={self.seeds}: name one or more different seeds")
 
 
 @dataclass(frozen=True)
@@ -115,28 +74,54 @@ def run(context: Context, task: Task, config: InContextConfig) -> Iterator[Score
     if config.hungarian:
         hungarian(torch.eye(2))  # says what is missing before hours of work
     view = Squash(config.size)
-    # What all processes do together comes first: the others would wait for the first one's search, and give up.
     test = Side(task.test, context.store.patches(task.test, view))
     splits = [augmented(task.train, config.size, seed) for seed in config.seeds] if config.augment else [task.train]
-    trains = [Side(split, context.store.patches(split, view)) for split in splits]
-    if not is_main():
-        return
-    seeds = config.seeds if config.augment or _is_sampled(config, trains[0]) else []
+    _say_space(context, test, len(task.train.source), len(splits))
     found: dict[str, list[Outcome]] = {}  # slice -> one for every seed
     with ProgressFile(context.output / "in_context.progress") as progress:
-        for place, seed in enumerate(seeds or config.seeds[:1]):
-            if place < len(trains):
-                train, counts = trains[place], _class_counts(context, config, trains[place])
-            for name, outcome in _by_slice(context, config, train, counts, test, seed, progress):
-                found.setdefault(name, []).append(outcome)
+        for place, split in enumerate(splits):  # the first search doesn't wait for the last extraction
+            train = Side(split, context.store.patches(split, view))
+            random = config.augment or _is_sampled(config, train)
+            seeds = config.seeds if random else config.seeds[:1]
+            of_memory = seeds[place : place + 1] if config.augment else seeds
+            while_others_wait(partial(_ask, context, config, train, test, of_memory, progress, found))
     for name, outcomes in found.items():
-        yield from _scores(config, name, outcomes, seeds)
+        yield from _scores(config, name, outcomes, seeds if random else [])
+
+
+def _say_space(context: Context, test: Side, images: int, tables: int) -> None:
+    """How much disk the features of the training images take, before they are extracted."""
+    if is_main():
+        grids, folder = test.features.patches, context.store.folder
+        needed = tables * images * grids[0].numel() * grids.element_size()
+        free = shutil.disk_usage(folder).free
+        logger.info(
+            "in-context: features of %d x %d training images take %.1f GB on disk (some may be there; %.1f GB are free "
+            "in %s)",
+            *(tables, images, needed / GIGABYTE, free / GIGABYTE, folder),
+        )
 
 
 def _is_sampled(config: InContextConfig, train: Side) -> bool:
     """Whether chance decides which patches are remembered."""
     images, height, width = train.features.patches.shape[:3]
     return 0 < config.memory < images * height * width
+
+
+def _ask(
+    context: Context,
+    config: InContextConfig,
+    train: Side,
+    test: Side,
+    seeds: Sequence[int],
+    progress: ProgressFile,
+    found: dict[str, list[Outcome]],
+) -> None:
+    """Add the outcomes of these training images by slice, one for each seed."""
+    counts = _class_counts(context, config, train)
+    for seed in seeds:
+        for name, outcome in _by_slice(context, config, train, counts, test, seed, progress):
+            found.setdefault(name, []).append(outcome)
 
 
 def _by_slice(
@@ -187,11 +172,12 @@ def _class_counts(context: Context, config: InContextConfig, train: Side) -> Ten
     classes = with_masks(train.split.source).classes
     void = void_class(config.void, classes)
     columns = max(len(classes), void + 1 if void != VOID else 0)
-    counts = []
-    for place in context.track(range(len(train.features.index)), "training masks"):
+    kind = count_type(config.size**2 // (grid[0] * grid[1]))
+    counts = torch.empty(len(train.features.index), *grid, columns, dtype=kind)
+    for place in context.track(range(len(counts)), "training masks"):
         mask = view.mask(train.mask(place))
-        counts.append(count_classes(mask.masked_fill(mask == VOID, void)[None], (grid[0], grid[1]), columns))
-    return torch.cat(counts)
+        counts[place] = count_classes(mask.masked_fill(mask == VOID, void)[None], (grid[0], grid[1]), columns)[0]
+    return counts
 
 
 def void_class(choice: str, classes: Sequence[str]) -> int:

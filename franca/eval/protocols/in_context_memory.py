@@ -1,6 +1,7 @@
 """The memory of in-context segmentation: patch features, and how many pixels of each class lie in each patch.
 
-Legend: N images, h x w patches each, S x S pixels of a mask, p x p of a patch, C classes, D features, M rows.
+Legend: N images, h x w patches each (R in all), S x S pixels of a mask, p x p of a patch, C classes, D features, M
+rows.
 """
 
 from collections.abc import Iterator
@@ -16,10 +17,10 @@ from franca.eval.neighbours import Rows
 
 @dataclass(frozen=True)
 class Memory:
-    """Patches that are searched. Row i of both is one patch."""
+    """Patches that are searched: those of all patches that the features' rows stand for."""
 
     features: Rows  # (M, D), read from disk in pieces; compared by cosine, so their length doesn't matter
-    counts: Tensor  # (M, C) integers: pixels of each class
+    counts: Tensor  # (R, C) integers, of all patches: pixels of each class (4 GB for ADE20K: never copied)
     patch_pixels: int  # p * p
 
     def first(self, width: int) -> "Memory":
@@ -31,13 +32,14 @@ class Memory:
 
         Void pixels vote for nothing, so that a row sums to less than 1 where there are some.
         """
-        return self.counts[rows].float() / self.patch_pixels
+        which = self.features.numbers(rows)
+        return self.counts[which].float() / self.patch_pixels
 
 
 def count_classes(masks: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
-    """Pixels of each class in each patch, without void ones: (N, S, S) and (h, w) -> (N, h, w, C).
+    """Pixels of each class in each patch, without void ones: (N, S, S) and (h, w) -> (N, h, w, C) of `count_type`.
 
-    uint8 where a patch has fewer than 256 pixels, else int16. Raises EvalError unless patches divide the mask evenly.
+    Raises EvalError unless patches divide the mask evenly.
     """
     images, height, width = masks.shape
     if height % grid[0] or width % grid[1]:
@@ -51,8 +53,12 @@ def count_classes(masks: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
     counted = masks != VOID
     cells = images * grid[0] * grid[1] * classes
     counts = torch.bincount(patch[counted] * classes + masks[counted], minlength=cells)
-    small = height * width // (grid[0] * grid[1]) < 256
-    return counts.view(images, *grid, classes).to(torch.uint8 if small else torch.int16)
+    return counts.view(images, *grid, classes).to(count_type(height * width // (grid[0] * grid[1])))
+
+
+def count_type(patch_pixels: int) -> torch.dtype:
+    """The least that holds so many pixels."""
+    return torch.uint8 if patch_pixels < 256 else torch.int16
 
 
 def sampling_scores(counts: Tensor) -> Tensor:
@@ -107,4 +113,4 @@ def remember(features: Tensor, counts: Tensor, chosen: Tensor, patch_pixels: int
     if not len(chosen):
         raise EvalError("no patch to remember: every pixel of every training mask is void")
     rows = Rows((features,), chosen=None if len(chosen) == len(features) else chosen)
-    return Memory(rows, counts[chosen], patch_pixels)
+    return Memory(rows, counts, patch_pixels)
