@@ -62,11 +62,6 @@ class Context:
         """Where to compute."""
         return self.engine.device
 
-    @property
-    def autocast(self) -> torch.dtype | None:
-        """Type in which the backbone computes; None: that of its parameters."""
-        return self.engine.autocast
-
     def tokens(self, pixels: Tensor, blocks: int = 1) -> list[Tokens]:
         """As `Engine.tokens`."""
         return self.engine.tokens(pixels, blocks)
