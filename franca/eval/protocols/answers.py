@@ -51,13 +51,11 @@ class Answers:
         return 100 * float((right[there].double() / total[there]).mean())
 
 
-def answers_of(test: OpenedSplit, features: ImageFeatures, train: OpenedSplit) -> Answers:
-    """What ``test`` asks of a classifier of the classes of ``train``.
-
-    Raises EvalError for data without labels or with other classes.
-    """
-    if features.labels is None:
-        raise EvalError(f"{test.name} {test.split} has no labels: classification needs them")
+def check_classes(test: OpenedSplit, train: OpenedSplit) -> None:
+    """Raises EvalError, before any image is read, for data without labels or with other classes than ``train``."""
+    for split in (train, test):
+        if split.source.labels is None:
+            raise EvalError(f"{split.name} {split.split} has no labels: classification needs them")
     known, asked = train.source.classes, test.source.classes
     if list(known) != list(asked):
         differing = sorted(set(known) ^ set(asked))
@@ -65,6 +63,12 @@ def answers_of(test: OpenedSplit, features: ImageFeatures, train: OpenedSplit) -
             f"{test.name} {test.split} has {len(asked)} classes and {train.name} {train.split} {len(known)}, and they "
             f"must be the same in the same order; only in one of them: {', '.join(differing[:8])}"
         )
+
+
+def answers_of(test: OpenedSplit, features: ImageFeatures, train: OpenedSplit) -> Answers:
+    """What ``test`` asks of a classifier of the classes of ``train``. Raises EvalError as `check_classes`."""
+    check_classes(test, train)
+    assert features.labels is not None
     sets = test.label_sets
     return Answers(
         labels=features.labels,

@@ -4,6 +4,7 @@ Features are L2-normalised. Each of the k nearest training images votes for its 
 temperature) (soft) or 1 (majority; among classes with equally many votes the one with the lower number wins).
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -16,10 +17,12 @@ from franca.eval.context import DIVISORS, Context
 from franca.eval.errors import EvalError
 from franca.eval.neighbours import CHUNK, Rows, nearest
 from franca.eval.protocol import Protocol, Task
-from franca.eval.protocols.answers import Answers, answers_of, labels_of
+from franca.eval.protocols.answers import Answers, answers_of, check_classes, labels_of
 from franca.eval.result import Score
 from franca.eval.store import ImageFeatures
 from franca.eval.views import ResizeCrop
+
+logger = logging.getLogger(__name__)
 
 VOTINGS = ("soft", "majority")
 FEATURES = ("cls", "cls+mean_patch", "mean_patch")
@@ -31,7 +34,7 @@ class KnnConfig:
     """How neighbours vote, and on what.
 
     Attributes:
-        ks: numbers of neighbours.
+        ks: numbers of neighbours; those above the number of training images are left out.
         temperature: of soft voting.
         voting: soft, majority or both.
         features: cls (class token), mean_patch, or both side by side.
@@ -56,17 +59,19 @@ class KnnConfig:
 def run(context: Context, task: Task, config: KnnConfig) -> Iterator[Score]:
     """Scores of every slice, feature, voting and k."""
     assert task.train is not None
+    check_classes(task.test, task.train)
+    ks = fitting(config.ks, len(task.train.source))
     view = ResizeCrop(config.resize, config.size)
     train, test = context.store.images(task.train, view), context.store.images(task.test, view)
     if not is_main():
         return
     labels, answers = labels_of(task.train, train), answers_of(task.test, test, task.train)
-    _check_ks(config.ks, len(labels))
+    ks = fitting(ks, len(labels))  # fewer where images can't be read
     slices = context.widths(min(train.cls.shape[-1], train.mean_patch.shape[-1]))
     for slice_name, features in context.track(list(product(slices, config.features)), "k-NN"):
         memory, queries = (_rows(context, side, features, slice_name) for side in (train, test))
-        found = nearest(queries, memory, max(config.ks), context.device, cosine=True)
-        for voting, k in product(config.voting, config.ks):
+        found = nearest(queries, memory, max(ks), context.device, cosine=True)
+        for voting, k in product(config.voting, ks):
             predicted = vote(*found, labels, k, len(task.train.source.classes), voting, config.temperature, answers)
             yield Score(
                 metric=answers.metric,
@@ -159,6 +164,16 @@ def _check(train_features: Tensor, train_labels: Tensor, test_features: Tensor, 
         raise ValueError(f"features of shape {tuple(train)} and {tuple(test)}: expected (N, D) and (M, D)")
     if len(train_labels) != train[0] or len(test_labels) != test[0] or not test[0]:
         raise ValueError(f"{train[0]} and {test[0]} rows with {len(train_labels)} and {len(test_labels)} labels")
+
+
+def fitting(ks: Sequence[int], count: int) -> list[int]:
+    """Those of the numbers of neighbours that so many training images allow. Raises EvalError for none."""
+    kept = [k for k in ks if k <= count]
+    _check_ks(kept or ks, count)
+    if len(kept) < len(ks):
+        left_out = ", ".join(str(k) for k in ks if k > count)
+        logger.warning("there are only %d training images: k = %s is left out", count, left_out)
+    return kept
 
 
 def _check_ks(ks: Sequence[int], count: int) -> None:

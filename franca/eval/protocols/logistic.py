@@ -19,7 +19,7 @@ from franca.eval.context import Context
 from franca.eval.errors import EvalError
 from franca.eval.neighbours import place_of_doubles
 from franca.eval.protocol import Protocol, Task
-from franca.eval.protocols.answers import Answers, answers_of, labels_of
+from franca.eval.protocols.answers import Answers, answers_of, check_classes, labels_of
 from franca.eval.protocols.held_out import hold_out
 from franca.eval.protocols.linear_head import HeadInput, LinearHead, save_head
 from franca.eval.protocols.logistic_regression import Solution, fit_logistic
@@ -95,12 +95,15 @@ class Rows:
 def run(context: Context, task: Task, config: LogisticConfig) -> Iterator[Score]:
     """One score per slice."""
     assert task.train is not None
+    check_classes(task.test, task.train)
+    validation = getattr(task.train.source, "validation", None)
+    every = torch.arange(len(task.train.source))
+    split_for_choice(every, torch.tensor(task.train.source.labels), validation, config)  # or an error, before features
     view = ResizeCrop(config.resize, config.size)
     train, test = context.store.images(task.train, view), context.store.images(task.test, view)
     if not is_main():
         return
     labels, answers = labels_of(task.train, train), answers_of(task.test, test, task.train)
-    validation = getattr(task.train.source, "validation", None)
     parts = split_for_choice(train.index, labels, validation, config)
     classes = task.train.source.classes
     metric = Answers(labels[parts[1]], mean_per_class=answers.mean_per_class)

@@ -43,6 +43,12 @@ def split(classes: list[str], **options) -> OpenedSplit:
     return OpenedSplit("made_up", "val", source, "")
 
 
+def without_labels() -> OpenedSplit:
+    found = split(["x", "y"])
+    found.source.labels = None
+    return found
+
+
 def features(index: list[int], labels: torch.Tensor | None) -> ImageFeatures:
     return ImageFeatures(torch.zeros(len(index), 1, 2), torch.zeros(len(index), 1, 2), torch.tensor(index), labels)
 
@@ -61,7 +67,9 @@ def test_other_classes_and_missing_labels_are_refused() -> None:
     with pytest.raises(EvalError, match="same order"):
         answers_of(split(["y", "x"]), readable, split(["x", "y"]))
     with pytest.raises(EvalError, match="has no labels"):
-        answers_of(split(["x", "y"]), features([0], None), split(["x", "y"]))
+        answers_of(without_labels(), features([0], None), split(["x", "y"]))
+    with pytest.raises(EvalError, match="has no labels"):
+        answers_of(split(["x", "y"]), readable, without_labels())
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])

@@ -73,11 +73,25 @@ def test_candidates_and_mean_per_class_are_heeded(planted, one_hot) -> None:
     assert only[0].value >= everything[0].value
 
 
-def test_more_neighbours_than_images_is_an_error(planted, one_hot) -> None:
-    labels = {"train": [0, 1], "test": [0, 1]}
+def test_more_neighbours_than_images_are_left_out(planted, one_hot, caplog) -> None:
+    labels = {"train": [0, 1] * 4, "test": [0, 1]}
     features = {name: one_hot(values, 2) for name, values in labels.items()}
-    with pytest.raises(EvalError, match=r"ks=\[1, 5\] with 2 training images"):
-        scores_of(planted, features, labels, 2)
+    config = KnnConfig(ks=[1, 7, 8, 9, 200], voting=["soft"], features=["cls"])
+    found = scores_of(planted, features, labels, 2, config, unreadable={"train": [3]})
+    assert [score.settings["k"] for score in found] == [1, 7]
+    assert [line.getMessage() for line in caplog.records] == [
+        "there are only 8 training images: k = 9, 200 is left out",
+        "there are only 7 training images: k = 8 is left out",
+    ]
+
+
+@pytest.mark.parametrize(("ks", "classes", "message"), [([9, 20], 2, r"ks=\[9, 20\] with 8"), ([1], 3, "the same")])
+def test_what_can_not_be_asked_is_refused_before_any_feature_is_made(planted, ks, classes, message) -> None:
+    context, task = planted({}, {"train": [0, 1] * 4, "test": [0, 1]}, 2)
+    context.store = None
+    task.test.source.classes = [f"class {n}" for n in range(classes)]
+    with pytest.raises(EvalError, match=message):
+        list(run(context, task, KnnConfig(ks=ks)))
 
 
 @pytest.mark.parametrize("setting", ["ks=[]", "ks=[0]", "temperature=0", "voting=[hard]", "features=[patch]"])
