@@ -26,6 +26,16 @@ class Tokens:
     patches: Tensor  # (B, h, w, D)
 
 
+def class_token(tokens: Tokens) -> Tensor:
+    """(B, D); of a network without one the mean patch."""
+    return mean_patch(tokens) if tokens.cls is None else tokens.cls
+
+
+def mean_patch(tokens: Tokens) -> Tensor:
+    """(B, h, w, D) -> (B, D)."""
+    return tokens.patches.mean(dim=(1, 2))
+
+
 def prefix_tokens(model: Callable[..., Any]) -> int | None:
     """Class, distillation and register tokens before the patches, of a network of timm, DINOv2 or transformers.
 

@@ -7,13 +7,14 @@ crops, which go through the backbone at every step, and chooses the classifier o
 scores are a little higher than they would be on new images.
 
 The chosen classifier is saved (linear-d.pth) and, with transfer=[imagenet_v2:PATH, ...], scored on other sets with the
-same classes. An interrupted training goes on where it was last saved.
+same classes. A saved classifier of the same model, data and options is scored again, not trained again. An interrupted
+training goes on where it was last saved.
 """
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,11 +24,12 @@ from franca.eval.context import Context
 from franca.eval.datasets import OpenedSplit, open_split
 from franca.eval.errors import EvalError
 from franca.eval.protocol import Protocol, Task
-from franca.eval.protocols.answers import Answers, answers_of, labels_of
+from franca.eval.protocols.answers import Answers, answers_of, check_classes, labels_of
 from franca.eval.protocols.held_out import hold_out
 from franca.eval.protocols.linear_batches import augmented_batches, stored_batches
 from franca.eval.protocols.linear_grid import HeadGrid
 from franca.eval.protocols.linear_head import HeadInput, LinearHead, save_head
+from franca.eval.protocols.linear_saved import head_file, saved_heads
 from franca.eval.protocols.progress_file import ProgressFile
 from franca.eval.result import Score
 from franca.eval.store import ImageFeatures
@@ -56,6 +58,8 @@ class LinearConfig:
         resize, size: shorter side of the images, and the central square that the model sees, in pixels.
     """
 
+    SCORING: ClassVar[tuple[str, ...]] = ("transfer",)  # what changes no classifier
+
     rates: list[float] = field(default_factory=lambda: list(RATES))
     blocks: list[int] = field(default_factory=lambda: [1, 4])
     mean_patch: list[bool] = field(default_factory=lambda: [False, True])
@@ -69,6 +73,10 @@ class LinearConfig:
     transfer: list[str] = field(default_factory=list)
     resize: int = 256
     size: int = 224
+
+    def training(self) -> dict[str, Any]:
+        """The options that decide the classifier."""
+        return {name: value for name, value in asdict(self).items() if name not in self.SCORING}
 
     def __post_init__(self) -> None:
         if not (self.rates and self.blocks and self.mean_patch) or min(self.rates) <= 0 or min(self.blocks) < 1:
@@ -101,34 +109,54 @@ def run(context: Context, task: Task, config: LinearConfig) -> Iterator[Score]:
     deepest = _deepest(context, config)
     view = ResizeCrop(config.resize, config.size)
     others = [open_split(name, None, "test", "classification") for name in config.transfer]
+    for split in (task.test, *others):
+        check_classes(split, train)
+    learn, held = _numbers(train, config)
     splits = [(split, context.store.images(split, view, deepest)) for split in (task.test, *others)]
     tests = [TestSet(split, features, answers_of(split, features, train)) for split, features in splits]
-    held_out = config.choose_on == "held_out"
-    stored = None if config.augment and not held_out else context.store.images(train, view, deepest)
-    learn, held = _numbers(train, config) if held_out else (torch.arange(len(train.source)), torch.empty(0))
     inputs = _inputs(context, config, tests[0].features, deepest)
-    reads = [each for kinds in inputs.values() for each in kinds]
-    with ProgressFile(context.output / "linear.partial") as progress:
-        grid = _train(context, train, config, stored, learn, reads, progress)
-        if is_main():
-            choice = _held_out(train, stored, held, task.test) if held_out and stored is not None else tests[0]
-            for name, kinds in inputs.items():
-                head, about = _best(grid, kinds, choice)
-                about |= {"model": context.backbone.hash, "data": train.hash, "chosen on": config.choose_on}
-                save_head(context.output / f"linear-{name.replace('/', '_')}.pth", head, about, train.source.classes)
-                yield from _scores(head, name, tests, config)
+    about = _about(context, task, config)
+    if not on_main(lambda: len(saved_heads(context, inputs, about)) == len(inputs)):
+        stored = None if config.augment and not len(held) else context.store.images(train, view, deepest)
+        reads = [each for kinds in inputs.values() for each in kinds]
+        with ProgressFile(context.output / "linear.partial") as progress:
+            grid = _train(context, train, config, stored, learn, reads, progress)
+            if is_main():
+                choice = tests[0] if stored is None or not len(held) else _held_out(train, stored, held, task.test)
+                for name, kinds in inputs.items():
+                    head, choice_of = _best(grid, kinds, choice)
+                    save_head(head_file(context, name), head, about | choice_of, train.source.classes)
+    if is_main():
+        for name, head in saved_heads(context, inputs, about).items():
+            yield from _scores(head, name, tests, config)
+
+
+def _about(context: Context, task: Task, config: LinearConfig) -> dict[str, Any]:
+    """What decides the classifiers of an evaluation, beside the slice."""
+    assert task.train is not None
+    return {
+        "model": context.backbone.hash,
+        "data": task.train.hash,
+        "chosen on": config.choose_on,
+        "test": task.test.hash if config.choose_on == "test" else "",
+        "options": config.training(),
+    }
 
 
 def _scores(head: LinearHead, slice_name: str, tests: list[TestSet], config: LinearConfig) -> Iterator[Score]:
     for number, test in enumerate(tests):
+        value = _score(head, test)
         yield Score(
             metric=test.answers.metric,
-            value=_score(head, test),
+            value=value,
+            values=(value,),
+            seeds=(config.seed,),
             resolution=str(config.size),
             settings={"chosen_on": config.choose_on},
             slice=slice_name,
             data=test.split.name if number else "",
             split=test.split.split if number else "",
+            data_hash=test.split.hash if number else "",
         )
 
 
@@ -167,6 +195,8 @@ def _inputs(
 
 def _numbers(train: OpenedSplit, config: LinearConfig) -> tuple[Tensor, Tensor]:
     """Numbers of the images to learn from and of those held out."""
+    if config.choose_on == "test":
+        return torch.arange(len(train.source)), torch.empty(0, dtype=torch.int64)
     return hold_out(torch.tensor(train.source.labels), config.holdout, config.seed)
 
 

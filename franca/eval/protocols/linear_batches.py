@@ -21,7 +21,7 @@ from franca.distributed import gather_rows, rank, world_size
 from franca.eval.context import Context
 from franca.eval.errors import EvalError
 from franca.eval.store import ImageFeatures
-from franca.eval.tokens import Tokens
+from franca.eval.tokens import Tokens, class_token, mean_patch
 
 CROP_SCALE = [0.08, 1.0]  # least and largest share of the image's area
 FLIP = 0.5
@@ -33,7 +33,7 @@ class Batch:
     """Tokens of the last blocks, the last one last, and labels; on the device."""
 
     cls: Tensor  # (B, blocks, D)
-    mean_patch: Tensor  # (B, blocks, D)
+    mean_patch: Tensor  # (B, 1, D) of the last block
     labels: Tensor  # (B,)
 
 
@@ -102,10 +102,8 @@ def augmented_batches(
 
 
 def _stacked(tokens: list[Tokens]) -> tuple[Tensor, Tensor]:
-    """Class tokens and mean patches of some blocks, (b, blocks, D) each."""
-    means = [each.patches.mean(dim=(1, 2)) for each in tokens]
-    classes = [mean if each.cls is None else each.cls for each, mean in zip(tokens, means, strict=True)]
-    return torch.stack(classes, dim=1), torch.stack(means, dim=1)
+    """Class tokens of some blocks, (b, blocks, D), and the mean patch of the last, (b, 1, D)."""
+    return torch.stack([class_token(each) for each in tokens], dim=1), mean_patch(tokens[-1])[:, None]
 
 
 class _Shares:
@@ -138,7 +136,7 @@ class _Crops(Dataset[tuple[Tensor, int]]):
         random = generator("linear crop", self.seed, place)
         image, label = self._readable(thing)
         crop = random_resized_crop(image, self.crop, CROP_SCALE, random)
-        return (crop.flip(-1) if draw(random)[0] < FLIP else crop).to(torch.uint8), label
+        return crop.flip(-1) if draw(random)[0] < FLIP else crop, label
 
     def _readable(self, thing: int) -> tuple[Tensor, int]:
         """The image, or the next one that can be read."""

@@ -4,7 +4,7 @@ Legend: N images, D width of a token, C classes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,10 @@ class LinearHead:
     reads: HeadInput
     weight: Tensor  # (C, dim)
     bias: Tensor  # (C,)
+
+    def to(self, device: torch.device) -> "LinearHead":
+        """The same on another device."""
+        return replace(self, weight=self.weight.to(device), bias=self.bias.to(device))
 
     @torch.no_grad()
     def scores(self, features: ImageFeatures) -> Tensor:

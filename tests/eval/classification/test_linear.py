@@ -1,5 +1,7 @@
 """The protocol linear on features with a known answer, interrupted, and on transfer sets."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -72,6 +74,56 @@ def test_chosen_on_the_test_set_if_asked(problem) -> None:
     (score,) = run(context, task, config)
     assert score.settings == {"chosen_on": "test"}
     assert load_head(context.output / "linear-d.pth")[1]["score of choice"] == score.value
+
+
+def test_saved_classifiers_are_scored_on_further_sets_without_training(problem, monkeypatch, one_hot) -> None:
+    context, task = problem(slices=(1, 2))
+    first = list(run(context, task, SMALL))
+    context.store.features["other"] = one_hot([0, 1, 2], 4)
+    source = type(task.test.source)(task.test.source.root, "abc", [0, 1, 3], task.test.source.classes)
+    other = type(task.test)("made_up", "other", source, "hash of other")
+    monkeypatch.setattr(linear, "open_split", lambda *_: other)
+    learn, steps = HeadGrid.learn, []
+    monkeypatch.setattr(HeadGrid, "learn", lambda self, *batch: steps.append(1) or learn(self, *batch))
+    both = list(run(context, task, replace(SMALL, transfer=["x:other"])))
+    assert not steps
+    assert both[::2] == first
+    assert [(score.slice, score.data, score.data_hash) for score in both[1::2]] == [
+        (name, "made_up", "hash of other") for name in ("d", "d/2")
+    ]
+    assert [score.value for score in both[1::2]] == pytest.approx([200 / 3] * 2)
+
+
+@pytest.mark.parametrize("change", ["model", "data", "options", "slice"])
+def test_classifiers_of_another_question_are_not_reused(problem, monkeypatch, change) -> None:
+    context, task = problem()
+    list(run(context, task, SMALL))
+    config = SMALL
+    if change == "model":
+        context.backbone.hash = "other weights"
+    elif change == "data":
+        task = replace(task, train=replace(task.train, hash="other images"))
+    elif change == "options":
+        config = replace(SMALL, seed=1)
+    else:
+        context.slices = (1, 2)
+    learn, steps = HeadGrid.learn, []
+    monkeypatch.setattr(HeadGrid, "learn", lambda self, *batch: steps.append(1) or learn(self, *batch))
+    found = list(run(context, task, config))
+    assert len(steps) == SMALL.steps
+    assert {score.seeds for score in found} == {(config.seed,)}
+    assert all(score.values == (score.value,) for score in found)
+
+
+@pytest.mark.parametrize("unusable", ["classes", "holdout"])
+def test_what_can_not_be_asked_is_refused_before_any_feature_is_made(problem, unusable) -> None:
+    context, task = problem()
+    context.store = None
+    if unusable == "classes":
+        task.test.source.classes = ["x", "y"]
+    config = replace(SMALL, holdout=1e-3) if unusable == "holdout" else SMALL
+    with pytest.raises(EvalError, match=unusable):
+        list(run(context, task, config))
 
 
 @pytest.mark.parametrize("stops", [[1], [20, 41], [60]])
