@@ -1,7 +1,7 @@
 """How the networks of a run begin: at random, or with weights from any file that the hub reads."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from franca.hub.preprocessing import told_normalisation
 from franca.hub.registry import LICENCE, SHORT_NAMES, Published, find, is_published
 from franca.objective import Encoder, StudentTeacher
 from franca.train.build import refused_as
+from franca.train.compatibility import fitting_heads, require_same_network
 from franca.train.config import TrainConfig
-from franca.train.fit import fitting_heads, require_same_network
 from franca.train.parallel import fill_whole
 
 TEACHER = "teacher.pth"
@@ -29,57 +29,51 @@ KEPT = ("stage", "step", "images_seen")  # of the file's own description
 
 @dataclass(frozen=True)
 class Start:
-    """Weights for the networks of a run, and where they come from."""
+    """What the networks of a run begin with, and where it comes from."""
 
-    backbone: State  # all tensors of the run's backbone, positions for its grid
-    heads: dict[str, State]  # head -> all its tensors; those that are not here begin at random
+    parts: dict[str, State]  # of an encoder -> all its tensors, on rank 0; a part that is not here begins at random
     facts: dict[str, Any]  # for teacher files: stage, initialised_from
     lines: list[str]  # for people
 
+    def told(self) -> "Start":
+        """Without the tensors."""
+        return replace(self, parts={name: {} for name in self.parts})
 
-class Initialisation:
-    """The beginning of a run. All ranks call every method together; rank 0 alone reads.
 
-    ``facts`` goes into every teacher file of the run, ``lines`` says the same to people.
+def begin(config: TrainConfig, student: Encoder, saved: Path | None) -> Start:
+    """What a run begins with: at random, with the file of ``init_from``, or with ``saved``, a state of its own.
+
+    All ranks call it together; rank 0 alone reads, and has the tensors. Raises as :func:`read_start`.
     """
+    read: list[Start] = []
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        self.facts: dict[str, Any] = {"stage": "pretrain"}
-        self.lines: list[str] = []
-        self._was_read = False
-        self._start: Start | None = None
+    def choose() -> Start:
+        read.append(choose_start(config, student, saved))
+        return read[0].told()
 
-    def read(self, pair: StudentTeacher) -> None:
-        """Read the file that ``init_from`` names, if it names one. Raises as :func:`read_start`."""
+    told = on_main(choose)
+    return read[0] if read else told
 
-        def read_and_keep() -> tuple[dict[str, Any], list[str]]:
-            self._start = read_start(self.config, pair.student)
-            return self._start.facts, self._start.lines
 
-        if self.config.init_from:
-            self.facts, self.lines = on_main(read_and_keep)
-        self._was_read = True
+def choose_start(config: TrainConfig, student: Encoder, saved: Path | None) -> Start:
+    """As :func:`begin`, in this process."""
+    if not config.init_from:
+        return Start({}, {"stage": "pretrain"}, [])
+    return read_start(config, student) if saved is None else recall_start(saved)
 
-    def fill(self, pair: StudentTeacher) -> None:
-        """Put what was read into both networks, and forget it."""
-        if not self._was_read:
-            self.read(pair)
-        if not self.config.init_from:
-            return
-        start, self._start = self._start, None
-        heads = on_main(lambda: list(start.heads) if start else [])
-        for network in (pair.student, pair.teacher):
-            fill_whole(network.backbone, start.backbone if start else {})
-            for name in heads:
-                fill_whole(network.get_submodule(name), start.heads[name] if start else {})
 
-    def recall(self, saved: Path) -> None:
-        """Take from a saved state what its run began with; the file that this was read from may be gone."""
-        if self.config.init_from:
-            described = on_main(lambda: describe(saved / TEACHER))
-            self.facts = {name: described[name] for name in ("stage", "initialised_from") if name in described}
-            self.lines = [f"began with {_name_and_hash(self.facts.get('initialised_from', {}))}"]
+def recall_start(saved: Path) -> Start:
+    """What the run of a saved state began with; the file that this was read from may be gone."""
+    described = describe(saved / TEACHER)
+    facts = {name: described[name] for name in ("stage", "initialised_from") if name in described}
+    return Start({}, facts, [f"began with {_name_and_hash(facts.get('initialised_from', {}))}"])
+
+
+def fill(pair: StudentTeacher, start: Start) -> None:
+    """Put the parts of ``start`` into both networks. All ranks must call."""
+    for network in (pair.student, pair.teacher):
+        for name, state in start.parts.items():
+            fill_whole(network.get_submodule(name), state)
 
 
 def read_start(config: TrainConfig, student: Encoder) -> Start:
@@ -101,19 +95,18 @@ def read_start(config: TrainConfig, student: Encoder) -> Start:
     model.set_resolution(student.backbone.config["img_size"])
     backbone = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("patch_map.")}
     heads = fitting_heads(found, student) if config.init_heads == "loaded" else {}
+    parts = {"backbone": backbone} | heads
     facts = _facts(config, path, found, old)
     lines = [*_loaded(config, found, old, facts), *_notes(config, path, found, told_normalisation(path, content))]
-    return Start(backbone, heads, facts, lines)
+    return Start(parts, facts, [*lines, *_advice(config)])
 
 
-def preview(config: TrainConfig, student: Encoder) -> list[str]:
+def preview(config: TrainConfig, student: Encoder, saved: Path | None) -> list[str]:
     """What a run would say of its beginning; nothing is fetched for it. Raises as :func:`read_start`."""
-    if not config.init_from:
-        return []
     published = None if Path(config.init_from).exists() else _published(config.init_from)
-    if published and not is_there(published.name):
+    if saved is None and published and not is_there(published.name):
         return [f"init_from={config.init_from}: {published.name} is fetched when the run starts"]
-    return read_start(config, student).lines
+    return choose_start(config, student, saved).lines
 
 
 def find_file(init_from: str) -> Path:
@@ -203,6 +196,26 @@ def _notes(config: TrainConfig, path: Path, found: Recognised, told: Mapping[str
                 f"WARNING: the network of {path} resamples positions with {name}={there}, this run with {here}; set "
                 f"model.{name}={there} to agree"
             )
+    return lines
+
+
+def _advice(config: TrainConfig) -> list[str]:
+    """Where new heads would teach a trained backbone, and where loaded ones would begin again."""
+    frozen = config.optimizer.freeze_backbone_steps
+    if config.init_heads == "new":
+        words = "WARNING: the backbone learns from random heads from the first step on, and may forget; set"
+        return [] if frozen else [f"{words} optimizer.freeze_backbone_steps, such as 1000, to let these learn first"]
+    lines = []
+    if config.teacher.temperature_warmup_steps:
+        lines.append(
+            f"note: the teacher's temperature begins at {config.teacher.warmup_temperature} again; heads that have "
+            "learned go on with teacher.temperature_warmup_steps=0"
+        )
+    if config.optimizer.freeze_last_layer_steps:
+        lines.append(
+            f"note: loaded prototypes keep still for {config.optimizer.freeze_last_layer_steps} steps; "
+            "optimizer.freeze_last_layer_steps=0 lets them learn at once"
+        )
     return lines
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from franca.config import ConfigError
 from franca.distributed import is_main, world_size
 from franca.hub import load_model
+from franca.train.initialise import fill
 from franca.train.parallel import whole_state
 from tests.distributed.ranks import on_ranks
 from tests.distributed.small_run import small_trainer
@@ -38,7 +39,7 @@ def begin_and_train(folder: str, images: str, earlier: str) -> list[dict[str, Ou
             path = earlier if is_main() else os.path.join(folder, "not here")
             options = (LATER, strategy, f"init_from={path}", f"init_heads={heads}", f"steps={STEPS}")
             trainer = small_trainer(f"{folder}/{world_size()}{strategy}{heads}", images, *options)
-            trainer.initialisation.fill(trainer.pair)
+            fill(trainer.pair, trainer.start)
             states = {"start": whole_state(trainer.pair)}
             batches = trainer.loader.batches()
             for step in range(STEPS):
@@ -47,7 +48,7 @@ def begin_and_train(folder: str, images: str, earlier: str) -> list[dict[str, Ou
                     states["frozen"] = whole_state(trainer.pair)
             states["end"] = whole_state(trainer.pair)
             larger = small_trainer(f"{folder}/{world_size()}{strategy}{heads}84", images, *options, "model.img_size=84")
-            larger.initialisation.fill(larger.pair)
+            fill(larger.pair, larger.start)
             found.append(states | {"larger": whole_state(larger.pair)})
     return found
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from franca.hub import save_teacher
 from franca.train.build import build_pair, describe_teacher
 from franca.train.config import TrainConfig
+from franca.train.initialise import fill
 from franca.train.trainer import Trainer
 
 FROZEN, STEPS = 3, 6
@@ -103,7 +104,7 @@ def test_heads_have_learned_when_the_backbone_thaws(tiny: Callable[..., TrainCon
     schedule = (f"steps={2 * frozen}", f"optimizer.freeze_backbone_steps={frozen}", "optimizer.warmup_steps=39")
     slow = ("optimizer.lr=1e-7", "optimizer.freeze_last_layer_steps=39", "teacher.temperature_warmup_steps=39")
     trainer = Trainer(tiny(*schedule, *slow, "optimizer.freeze_lr=0.01", "data.batch_size=8"))
-    trainer.initialisation.fill(trainer.pair)
+    fill(trainer.pair, trainer.start)
     batches, start, lines = trainer.loader.batches(), copy_of(trainer.pair), []
     for _ in range(frozen):
         trainer.step([next(batches).to("cpu")])

@@ -20,7 +20,7 @@ from franca.models import BACKBONES, RASAHead, VisionTransformer
 from franca.train.__main__ import main
 from franca.train.build import build_pair
 from franca.train.config import TrainConfig, load_config
-from franca.train.initialise import read_start
+from franca.train.initialise import fill, read_start
 from franca.train.stopping import Interrupted
 from franca.train.trainer import Trainer
 
@@ -49,7 +49,7 @@ def begun(tiny: Callable[..., TrainConfig], run_folder: Path) -> Callable[..., T
     def begin(*overrides: str) -> Trainer:
         options = ("model.num_heads=4", f"init_from={run_folder}", *overrides)
         trainer = Trainer(tiny(*options))
-        trainer.initialisation.fill(trainer.pair)
+        fill(trainer.pair, trainer.start)
         return trainer
 
     return begin
@@ -91,8 +91,8 @@ def test_at_another_resolution_features_are_those_the_file_gives_there(
     theirs = features(load_model(checkpoint=run_folder), side)
     for key, found in features(backbone, side).items():
         assert torch.allclose(found, theirs[key], atol=1e-5)
-    assert trainer.initialisation.facts["stage"] == ("high-resolution" if side > SIDE else "continue")
-    assert f"interpolated to {side // 14} x {side // 14}" in trainer.initialisation.lines[0]
+    assert trainer.start.facts["stage"] == ("high-resolution" if side > SIDE else "continue")
+    assert f"interpolated to {side // 14} x {side // 14}" in trainer.start.lines[0]
 
 
 def test_model_img_size_says_the_grid_where_it_is_set(begun: Callable[..., Trainer], run_folder: Path) -> None:
@@ -108,9 +108,7 @@ def test_new_heads_are_those_of_a_run_without_a_file(
         expected = fresh.pair.student.get_submodule(head).state_dict()
         assert same(trainer.pair.student.get_submodule(head), expected)
         assert same(trainer.pair.teacher.get_submodule(head), expected)
-    assert (
-        "heads begin at random (the file's are left: init_heads=loaded takes them)" in trainer.initialisation.lines[0]
-    )
+    assert "heads begin at random (the file's are left: init_heads=loaded takes them)" in trainer.start.lines[0]
 
 
 def test_loaded_heads_are_the_files(begun: Callable[..., Trainer], run_folder: Path) -> None:
@@ -156,7 +154,7 @@ def test_a_file_without_heads_has_none_to_load(begun: Callable[..., Trainer], ru
         begun(options, "init_heads=loaded")
     trainer = begun(options)
     assert same(trainer.pair.teacher.backbone, load_model(checkpoint=run_folder).state_dict())
-    assert "heads begin at random (the file has none)" in trainer.initialisation.lines[0]
+    assert "heads begin at random (the file has none)" in trainer.start.lines[0]
 
 
 def test_released_files_of_the_original(parity_dir: Path, tiny: Callable[..., TrainConfig]) -> None:
@@ -168,7 +166,7 @@ def test_released_files_of_the_original(parity_dir: Path, tiny: Callable[..., Tr
     side = sizes["img_size"]
     options += [f"data.crops.global_size={side}", f"data.crops.local_size={side // sizes['patch_size'] // 2 * 14}"]
     trainer = Trainer(tiny(*options))
-    trainer.initialisation.fill(trainer.pair)
+    fill(trainer.pair, trainer.start)
     recorded = np.load(parity_dir / "tiny_checkpoint_forward.npz", allow_pickle=False)
     with torch.no_grad():
         found = trainer.pair.teacher.backbone.forward_features(torch.from_numpy(recorded["x"]).float())
@@ -235,22 +233,36 @@ def test_rasa_is_left_out(folded: bool, begun: Callable[..., Trainer], run_folde
     save_teacher(tmp_path / "with_rasa.pth", content["teacher"] | extra, description)
     trainer = begun(f"init_from={tmp_path / 'with_rasa.pth'}")
     assert same(trainer.pair.teacher.backbone, load_model(checkpoint=run_folder).state_dict())
-    assert any("its RASA head is left out" in line for line in trainer.initialisation.lines)
+    assert any("its RASA head is left out" in line for line in trainer.start.lines)
 
 
 def test_settings_unlike_the_files_are_said(begun: Callable[..., Trainer], tmp_path: Path) -> None:
-    lines = begun("model.interpolate_offset=0", "data.crops.std=[0.5,0.5,0.5]").initialisation.lines
+    lines = begun("model.interpolate_offset=0", "data.crops.std=[0.5,0.5,0.5]").start.lines
     warnings = "\n".join(line for line in lines if line.startswith("WARNING"))
     assert "trained with mean [0.1, 0.2, 0.3], this run normalises with [0.485, 0.456, 0.406]" in warnings
     assert "set data.crops.mean=[0.1,0.2,0.3] to agree" in warnings
     assert "set data.crops.std=[0.229,0.224,0.225] to agree" in warnings
     assert "set model.interpolate_offset=0.1 to agree" in warnings
-    suggested = ("data.crops.mean=[0.1,0.2,0.3]", f"output={tmp_path / 'again'}")
-    assert not any(line.startswith("WARNING") for line in begun(*suggested).initialisation.lines)
+    suggested = ("data.crops.mean=[0.1,0.2,0.3]", "optimizer.freeze_backbone_steps=1", f"output={tmp_path / 'again'}")
+    assert not any(line.startswith("WARNING") for line in begun(*suggested).start.lines)
+
+
+def test_heads_without_their_own_steps_are_said(begun: Callable[..., Trainer], tmp_path: Path) -> None:
+    """New ones would teach a trained backbone at once; loaded ones would begin again."""
+    alone = ("steps=6", "optimizer.freeze_backbone_steps=3")
+    at_once = ("optimizer.freeze_last_layer_steps=0", "teacher.temperature_warmup_steps=0")
+    told = [
+        "\n".join(begun(f"output={tmp_path / str(number)}", *options).start.lines)
+        for number, options in enumerate([(), alone, ("init_heads=loaded",), ("init_heads=loaded", *at_once)])
+    ]
+    assert ["WARNING: the backbone learns from random heads" in text for text in told] == [True, False, False, False]
+    assert ["set optimizer.freeze_backbone_steps, such as 1000" in text for text in told] == [True, False, False, False]
+    for setting in at_once:
+        assert [setting in text for text in told] == [False, False, True, False]
 
 
 def test_a_continued_run_does_not_need_the_file(
-    train: Callable[..., Trainer], run_folder: Path, tmp_path: Path
+    train: Callable[..., Trainer], run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It goes on from its own state to the same losses, refuses another beginning, and remembers its own."""
     shutil.copytree(run_folder, tmp_path / "gone")
@@ -274,6 +286,8 @@ def test_a_continued_run_does_not_need_the_file(
     with pytest.raises(Interrupted):
         stopped.run()
     shutil.rmtree(tmp_path / "gone")
+    assert main(["--config", str(tmp_path / "whole/config.yaml"), f"output={tmp_path / 'run'}", "--dry-run"]) == 0
+    assert "began with gone (step 3, hash" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"init_from: there .*gone.*, here ''"):
         train("model.num_heads=4", "data.crops.mean=[0.1,0.2,0.3]")
     continued = train(*options)
@@ -281,7 +295,7 @@ def test_a_continued_run_does_not_need_the_file(
         assert torch.equal(continued.pair.state_dict()[name], tensor), name
     origin = describe(tmp_path / "run" / "teacher.pth")["initialised_from"]
     assert origin == describe(tmp_path / "whole" / "teacher.pth")["initialised_from"]
-    assert continued.initialisation.lines == [f"began with gone (step 3, hash {origin['hash'][:12]})"]
+    assert continued.start.lines == [f"began with gone (step 3, hash {origin['hash'][:12]})"]
 
 
 def test_the_teacher_says_what_it_began_with(train: Callable[..., Trainer], run_folder: Path, tmp_path: Path) -> None:
@@ -311,8 +325,8 @@ def test_published_weights_by_name(
     monkeypatch.setattr(cache, "download", lambda _, target, *__: target)
     trainer = begun(f"init_from=franca_vitb14{weights}")
     assert same(trainer.pair.teacher.backbone, load_model(checkpoint=run_folder).state_dict())
-    assert trainer.initialisation.facts["initialised_from"]["name"] == f"franca_vitb14{weights}"
-    assert any("research-only licence" in line for line in trainer.initialisation.lines)
+    assert trainer.start.facts["initialised_from"]["name"] == f"franca_vitb14{weights}"
+    assert any("research-only licence" in line for line in trainer.start.lines)
 
 
 @pytest.mark.parametrize(
