@@ -65,7 +65,7 @@ def choose_start(config: TrainConfig, student: Encoder, saved: Path | None) -> S
 def recall_start(saved: Path) -> Start:
     """What the run of a saved state began with; the file that this was read from may be gone."""
     described = describe(saved / TEACHER)
-    facts = {name: described[name] for name in ("stage", "initialised_from") if name in described}
+    facts: dict[str, Any] = {name: described[name] for name in ("stage", "initialised_from") if name in described}
     return Start({}, facts, [f"began with {_name_and_hash(facts.get('initialised_from', {}))}"])
 
 
