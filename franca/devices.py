@@ -1,6 +1,5 @@
 """Where to compute, in which precision, and how much memory that took."""
 
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -54,10 +53,17 @@ def _computes_in_bf16(device: torch.device) -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors of this process held on an accelerator; on the CPU, its largest resident set."""
+    """Bytes: the most that tensors of this process held on an accelerator; on the CPU, its largest resident set.
+
+    0 where nobody counts, as on the CPU under Windows.
+    """
     if device.type != "cpu":
         with suppress(RuntimeError):  # an allocator that keeps no count: of memory that is the process's own
             return int(torch.accelerator.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -4,7 +4,6 @@ import argparse
 import logging
 import signal
 import sys
-from pathlib import Path
 
 import torch
 
@@ -13,12 +12,11 @@ from franca.data.errors import DataError
 from franca.data.sources import SOURCES
 from franca.data.sources.folder import ImageFolder
 from franca.devices import choose_device, choose_precision
-from franca.distributed import is_main, on_main, place, process_group
+from franca.distributed import on_main, place, process_group
 from franca.eval.online import OnlineKNN
 from franca.eval.parts import split_in_two
 from franca.hub.checkpoint import CheckpointError
 from franca.train.build import build_pair, refused_as
-from franca.train.checkpoint import CheckpointFolder
 from franca.train.config import TrainConfig, load_config
 from franca.train.estimate import UTILISATION, estimate, report
 from franca.train.initialise import preview
@@ -26,6 +24,7 @@ from franca.train.recovery import NonFiniteLoss
 from franca.train.stopping import Interrupted
 from franca.train.trackers import MissingTracker, TrackerRefused
 from franca.train.trainer import Evaluate, Trainer
+from franca.train.watch import Watch
 
 EPILOG = """\
 examples:
@@ -76,14 +75,15 @@ def train(config: TrainConfig) -> None:
     """The run itself, in a process group where several processes were launched."""
     with refused_as("the launcher's variables"):
         own = place()
-    device = choose_device(config.device, own.local_rank if own and own.world_size > 1 else None)
-    with process_group(device.type, config.parallel.timeout_minutes):
-        if not is_main():
-            for handler in logging.getLogger().handlers:  # rank 0 says it; each rank's own log gets it all
-                handler.setLevel(logging.ERROR)
-        built: list[Evaluate | None] = []
-        on_main(lambda: built.append(build_evaluation(config)))
-        Trainer(config, built[0] if built else None).run()
+    if own and own.rank:
+        for handler in logging.getLogger().handlers:  # rank 0 says it; each rank's own log gets it all
+            handler.setLevel(logging.ERROR)
+    with Watch(config, own) as watch:
+        device = choose_device(config.device, own.local_rank if own and own.world_size > 1 else None)
+        with process_group(device.type, config.parallel.timeout_minutes), watch.log.recording():
+            built: list[Evaluate | None] = []
+            on_main(lambda: built.append(build_evaluation(config)))
+            Trainer(config, built[0] if built else None, watch).run()
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -111,8 +111,7 @@ def dry_run(config: TrainConfig) -> None:
     """Print the resolved configuration, what it builds and what it begins with, without reading an image."""
     with torch.device("meta"):  # shapes alone
         pair = build_pair(config)
-    saved = CheckpointFolder(Path(config.output) / "checkpoints", config.checkpoint).latest()
-    beginning = preview(config, pair.student, saved)
+    beginning = preview(config, pair.student)
     parts = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in pair.student.named_children()}
     print(dump_config(config))
     print("parameters: " + ", ".join(f"{name} {count:.2f} M" for name, count in parts.items()))

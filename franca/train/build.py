@@ -59,6 +59,10 @@ def build_source(config: TrainConfig) -> Source | Shards | Mixture:
         return config.data.build()
 
 
+class FolderInUse(ConfigError):
+    """Another process is training there."""
+
+
 @contextmanager
 def refused_as(part: str) -> Iterator[None]:
     """A value that a component refuses becomes an error of the configuration's ``part``."""
@@ -97,9 +101,11 @@ def claim_run_folder(config: TrainConfig) -> Path:
     """
     output = Path(config.output)
     recorded = output / "config.yaml"
-    if recorded.is_file():
-        _require_same_run(config, recorded)
-    elif output.is_dir() and any(not path.name.endswith(".partial") for path in output.iterdir()):
+    if (
+        not is_same_run(config)
+        and output.is_dir()
+        and any(not path.name.endswith(".partial") for path in output.iterdir())
+    ):
         raise ConfigError(
             f"output={config.output!r} holds files that no run of franca.train made; choose an empty or new folder"
         )
@@ -111,6 +117,14 @@ def claim_run_folder(config: TrainConfig) -> Path:
     return output
 
 
+def is_same_run(config: TrainConfig) -> bool:
+    """Whether the output folder already belongs to this run. Raises ConfigError when it belongs to another one."""
+    recorded = Path(config.output) / "config.yaml"
+    if recorded.is_file():
+        _require_same_run(config, recorded)
+    return recorded.is_file()
+
+
 @contextmanager
 def sole_owner(config: TrainConfig, output: Path) -> Iterator[None]:
     """Hold the output folder against a second process. Raises ConfigError when another one is training there."""
@@ -118,7 +132,7 @@ def sole_owner(config: TrainConfig, output: Path) -> Iterator[None]:
         try:
             stack.enter_context(held(output))
         except BlockingIOError:
-            raise ConfigError(
+            raise FolderInUse(
                 f"output={config.output!r} is in use: another process is training there; wait until it has ended, or "
                 "choose another folder"
             ) from None

@@ -39,7 +39,7 @@ class RunLines:
         log = RunLogger(self.output, config.log, config.steps, step, flatten(config))
         self.log = stack.enter_context(log)
 
-    def recall(self) -> None:
+    def recall_readings(self) -> None:
         """Make the monitor know the readings written so far."""
         past = read_metrics(self.output / "metrics.jsonl") if is_main() else []
         complaints = [line["complaint"] for line in past if "complaint" in line]

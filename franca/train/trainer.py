@@ -1,6 +1,5 @@
 """The pretraining loop: schedules, steps, and everything that keeps a long run alive."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +19,7 @@ from franca.distributed import (
     logsumexp_over_ranks,
     mean_over_ranks,
     on_main,
+    place,
     rank,
     world_size,
 )
@@ -40,19 +40,18 @@ from franca.train.checkpoint import CheckpointFolder
 from franca.train.clock import Clock
 from franca.train.config import TrainConfig
 from franca.train.data_advice import DataAdvice
-from franca.train.initialise import begin, fill
+from franca.train.initialise import Initialisation
 from franca.train.lines import RunLines
 from franca.train.logger import RunLogger, SilentLogger
 from franca.train.meter import Meter
 from franca.train.optimizer import apply_schedules, build_optimizer, clip_gradients, step_if_finite
 from franca.train.parallel import parallelize, whole_state
 from franca.train.quantities import PARTS, loss_values, metric_names
-from franca.train.rank_log import RankLog
 from franca.train.recovery import NonFiniteLoss, StepGuard
 from franca.train.state import TrainingState
 from franca.train.stopping import Interrupted, StopRequest
 from franca.train.vitals import VitalSigns
-from franca.train.watchdog import HangWatchdog
+from franca.train.watch import Watch
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
@@ -64,9 +63,10 @@ class Trainer:
         config: the whole configuration.
         evaluate: called with the teacher's backbone every ``evaluation.every`` steps; returns named scores. Only that
             of rank 0 counts.
+        watch: over this process, entered already; None: :meth:`run` enters one of its own.
     """
 
-    def __init__(self, config: TrainConfig, evaluate: Evaluate | None = None) -> None:
+    def __init__(self, config: TrainConfig, evaluate: Evaluate | None = None, watch: Watch | None = None) -> None:
         self.config = config = config.for_ranks(world_size())
         self.evaluate = evaluate
         self.evaluates = on_main(lambda: evaluate is not None)
@@ -85,8 +85,9 @@ class Trainer:
         self.pair = build_pair(config)
         self.output = Path(config.output)
         self.checkpoints = CheckpointFolder(self.output / "checkpoints", config.checkpoint)
-        # What doesn't fit is said before the folder is claimed.
-        self.start = begin(config, self.pair.student, on_main(self.checkpoints.latest))
+        self.initialisation = Initialisation(config)
+        if config.init_from and on_main(self.checkpoints.latest) is None:
+            self.initialisation.read(self.pair)  # what doesn't fit is said before the folder is claimed
         with refused_as("parallel"):
             self.mesh = parallelize(self.pair, config.parallel, self.device, self.precision)
         self.objective = PretrainingObjective(self.pair, config.objective, logsumexp_over_ranks, gather_rows)
@@ -98,7 +99,9 @@ class Trainer:
         self.state = TrainingState(self.pair, self.optimizer, self.meter, self.loader)
         self.rollbacks = 0
         self.stop = StopRequest()
-        self.watchdog: HangWatchdog
+        self.own_watch = watch is None
+        self.watch = watch or Watch(config, place() if world_size() > 1 else None)
+        self.watchdog = self.watch.watchdog
         signs = VitalSigns(config, self.pair.student, self.device, self.precision)
         advice = DataAdvice.for_device(config.data, self.device)
         self.lines = RunLines(config, self.output, self.meter, self.clock, signs, advice)
@@ -114,20 +117,22 @@ class Trainer:
         """
         config = self.config
         with ExitStack() as stack:
+            if self.own_watch:
+                stack.enter_context(self.watch)
             on_main(lambda: stack.enter_context(sole_owner(config, self.output)))
-            log = stack.enter_context(RankLog(self.output))
-            self.watchdog = stack.enter_context(self._watchdog(log))
+            self.watch.log.open(self.output)
             stack.enter_context(self.stop)
             stack.callback(self.checkpoints.settle)
             newest = on_main(self.checkpoints.latest)
             if newest is not None:
                 self._restore(newest)
+                self.initialisation.recall(newest)
                 on_main(lambda: self._publish_teacher(newest))  # a kill may have held it back
             else:
-                fill(self.pair, self.start)
-            self.start = self.start.told()
+                self.initialisation.fill(self.pair)
             on_main(lambda: self.lines.open(stack, self.state.step))
-            self.lines.recall()
+            self.watchdog.say = self.log.say
+            self.lines.recall_readings()
             self._announce(newest)
             if newest is None:
                 self._save(required=True)
@@ -138,10 +143,6 @@ class Trainer:
     def log(self) -> RunLogger | SilentLogger:
         """Where the run speaks; silent on all ranks but the first."""
         return self.lines.log
-
-    def _watchdog(self, log: RankLog) -> HangWatchdog:
-        group = 60 * self.config.parallel.timeout_minutes if world_size() > 1 else math.inf
-        return HangWatchdog(log.file, 60 * self.config.log.hang_minutes, group, lambda words: self.log.say(words))
 
     def _loop(self) -> None:
         batches = self.loader.batches()
@@ -157,8 +158,9 @@ class Trainer:
             stopped_by = int(largest_over_ranks(torch.tensor(self.stop.signal_number or 0))) or None
             trouble = self._after_step(targets, report, stopping=stopped_by is not None)
             if trouble:
-                with self.watchdog.excused(self.state.step, "going back"):
+                with self.watchdog.excused("going back"):
                     batches = self._roll_back(trouble)
+                self.watchdog.completed(self.state.step)
             elif stopped_by is not None and self.state.step < self.config.steps:
                 raise Interrupted(stopped_by, self.state.step)
 
@@ -216,10 +218,10 @@ class Trainer:
             if observing:
                 self.lines.reading(self.state.step, targets, report)
             if evaluating and self.evaluates:
-                with self.watchdog.excused(self.state.step, "evaluating"):
+                with self.watchdog.excused("evaluating"):
                     self._evaluate()
             if saving:
-                with self.watchdog.excused(self.state.step, "saving"):
+                with self.watchdog.excused("saving"):
                     self._save(required=ending)
         return ""
 
@@ -269,7 +271,7 @@ class Trainer:
         A required one is waited for; others end in the background (``checkpoint.asynchronous``).
         """
         step = self.state.step
-        images, beginning = step * self.config.effective_batch, self.start.facts
+        images, beginning = step * self.config.effective_batch, self.initialisation.facts
         description = describe_teacher(self.config, self.pair, step, images, beginning)
         self._end_earlier_save()
         teacher = whole_state(self.pair.teacher)
@@ -315,7 +317,7 @@ class Trainer:
         self.rollbacks += 1
         self.guard.streak.zero_()
         on_main(lambda: self.log.go_back(self.state.step))
-        self.lines.recall()
+        self.lines.recall_readings()
         self.log.say(
             f"step {failed_at}: going back to step {self.state.step} (return {self.rollbacks} of {allowed}), "
             f"on with other images: {trouble}"
@@ -325,7 +327,7 @@ class Trainer:
 
     def _announce(self, resumed_from: Path | None) -> None:
         lines = opening_lines(self.config, self.pair, self.device, self.precision, describe(self.source))
-        for line in lines + self.start.lines:
+        for line in lines + self.initialisation.lines:
             self.log.say(line)
         if resumed_from is not None:
             self.log.say(f"continuing from step {self.state.step} ({resumed_from})")

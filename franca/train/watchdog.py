@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.context import ForkProcess
 
 from franca.train.rank_log import LogFile
 
-SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # the first that is free: a scheduler's notice may use one of them
+# The first that is free: a scheduler's notice may use one of them. Windows has none.
+SIGNALS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+EXCUSE = 6  # times the limit of a step, for what may take longer than a step
 LAST_MOMENT = 0.8  # of the process group's limit: a dump that comes with its end may be cut off
 ANSWER = 0.3  # seconds that a worker gets to write its stacks
 BLIND = 5.0  # seconds above the limit, after which faulthandler writes by itself
@@ -36,38 +37,39 @@ class Progress:
 class HangWatchdog:
     """While entered, dumps the stacks to ``file`` after ``seconds`` without a step, and again after as many more.
 
-    The start, saving and evaluating may take longer: they are given what the process group gives them
+    The start, saving and evaluating may take ``EXCUSE`` times as long, as far as the process group waits for them
     (``group_seconds``, infinite for one process). seconds: 0 watches nothing. say: called after a dump with one
-    sentence.
+    sentence; may be exchanged.
 
     ``kill -USR1`` to the process (-USR2, where a scheduler uses the other) dumps at once, watched or not.
     """
 
     def __init__(self, file: LogFile, seconds: float, group_seconds: float, say: Callable[[str], None]) -> None:
         self.file = file
-        self.patience = LAST_MOMENT * group_seconds
+        self.patience = min(EXCUSE * seconds, LAST_MOMENT * group_seconds)
         self.seconds = min(seconds, self.patience)
         self.say = say
         self.last = Progress(0, "starting", time.monotonic(), self.patience)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="franca-watchdog", daemon=True)
 
     def completed(self, step: int) -> None:
         """A step is done, and the next one is expected."""
         self.last = Progress(step, "training", time.monotonic(), self.seconds)
 
     @contextmanager
-    def excused(self, step: int, doing: str) -> Iterator[None]:
-        """What is done inside, after that step, may take longer."""
-        self.last = Progress(step, doing, time.monotonic(), self.patience)
+    def excused(self, doing: str) -> Iterator[None]:
+        """What is done inside may take longer."""
+        self.last = Progress(self.last.step, doing, time.monotonic(), self.patience)
         yield
-        self.completed(step)
+        self.completed(self.last.step)
 
     def __enter__(self) -> "HangWatchdog":
         self._older = {child.pid for child in multiprocessing.active_children()}  # without our answer to the signal
         self.signal = next((number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL), None)
         if self.signal:
             faulthandler.register(self.signal, self.file.fileno())  # workers that are forked from here inherit it
+        self.last = Progress(0, "starting", time.monotonic(), self.patience)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="franca-watchdog", daemon=True)
         if self.seconds:
             self._lives()
             self._thread.start()
@@ -107,7 +109,8 @@ class HangWatchdog:
         )
         faulthandler.dump_traceback(self.file.fileno())
         for child in multiprocessing.active_children():
-            if self.signal and child.pid and isinstance(child, ForkProcess) and child.pid not in self._older:
+            forked = type(child).__name__ == "ForkProcess"  # Windows has no such class
+            if self.signal and child.pid and forked and child.pid not in self._older:
                 self._write(f"stacks of its worker {child.name}, process {child.pid}:")
                 with suppress(ProcessLookupError):
                     os.kill(child.pid, self.signal)
@@ -116,10 +119,12 @@ class HangWatchdog:
         self.say(
             f"WARNING: no step was completed in the last {duration(waited)} (the last was {last.step}, then: "
             f"{last.doing}). Each process writes where it stands into its own file beside {self.file.name}"
+            if self.file.is_open
+            else f"WARNING: the start takes more than {duration(waited)}. Each process writes where it stands to stderr"
         )
 
     def _write(self, text: str) -> None:
-        self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} HANG {text}\n")
+        self.file.write_now(f"{time.strftime('%Y-%m-%d %H:%M:%S')} HANG {text}\n")
 
 
 def duration(seconds: float) -> str:

@@ -4,6 +4,8 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from franca.train.config import TrainConfig
 from franca.train.logger import LogConfig
 from franca.train.rank_log import LogFile, log_file
 from franca.train.trainer import Trainer
-from franca.train.watchdog import SIGNALS, HangWatchdog, duration
+from franca.train.watchdog import EXCUSE, SIGNALS, HangWatchdog, duration
 
 LONG, SHORT = 60.0, 0.2  # seconds: a limit that no test reaches, and one that is reached
 Watch = Callable[..., HangWatchdog]
@@ -88,17 +90,73 @@ def test_steps_keep_it_quiet(watch: Watch, file: LogFile, said: list[str]) -> No
 def test_saving_and_evaluating_may_take_as_long_as_the_group_waits(
     watch: Watch, file: LogFile, said: list[str]
 ) -> None:
-    with watch(SHORT) as alone, alone.excused(7, "saving"):
-        time.sleep(4 * SHORT)
-        assert text_of(file) == ""
-    with watch(SHORT, group=5 * SHORT) as one_of_several, one_of_several.excused(7, "evaluating"):
-        stuck_until(lambda: said)
+    with watch(SHORT, group=5 * SHORT) as one_of_several:
+        assert one_of_several.last.limit == 4 * SHORT
+        one_of_several.completed(7)
+        with one_of_several.excused("evaluating"):
+            stuck_until(lambda: said)
     assert "the last was 7, then: evaluating" in text_of(file)
+
+
+@pytest.mark.parametrize("doing", ["starting", "saving"])
+def test_in_a_single_process_too_nothing_takes_for_ever(
+    doing: str, watch: Watch, file: LogFile, said: list[str]
+) -> None:
+    with watch(SHORT / 2) as alone, alone.excused(doing):
+        assert alone.last.limit == EXCUSE * SHORT / 2
+        stuck_until(lambda: said)
+    waited = float(text_of(file).partition("no step was completed in the last ")[2].split()[0])
+    assert waited > EXCUSE * SHORT / 2
+    assert f"the last was 0, then: {doing}" in text_of(file)
+
+
+def test_after_going_back_it_names_the_step_that_the_run_is_at(watch: Watch) -> None:
+    watchdog = watch(LONG)
+    watchdog.completed(9)
+    with watchdog.excused("going back"):
+        pass
+    watchdog.completed(4)
+    with watchdog.excused("saving"):
+        assert (watchdog.last.step, watchdog.last.doing) == (4, "saving")
+    assert (watchdog.last.step, watchdog.last.doing) == (4, "training")
+
+
+START = """
+import sys
+from franca.train.config import load_config
+from franca.train.watch import Watch
+with Watch(load_config(overrides=[f"output={sys.argv[1]}", f"log.hang_minutes={sys.argv[2]}"])) as watch:
+    print("watched", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("minutes", [0.0, 0.001])
+def test_a_start_that_hangs_shows_where_on_stderr_before_the_run_has_a_folder(minutes: float, tmp_path: Path) -> None:
+    """Unasked, and when asked by the signal."""
+    command = [sys.executable, "-c", START, str(tmp_path / "run"), str(minutes)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as started:  # type: ignore[call-overload]
+        assert started.stdout.readline() == "watched\n"
+        if not minutes:
+            started.send_signal(SIGNALS[0])
+        seen = ""
+        while "<module>" not in seen:
+            seen += started.stderr.readline()
+        if minutes:
+            while "the start takes more than" not in seen:
+                seen += started.stderr.readline()
+        started.stdin.close()
+        started.stderr.read()
+    assert started.returncode == 0
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_hangs_after_a_save_is_noticed_as_ever(watch: Watch, file: LogFile, said: list[str]) -> None:
     with watch(SHORT) as watchdog:
-        with watchdog.excused(8, "saving"):
+        watchdog.completed(8)
+        with watchdog.excused("saving"):
             pass
         stuck_until(lambda: said)
     assert "the last was 8, then: training" in text_of(file)
