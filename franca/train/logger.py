@@ -142,6 +142,8 @@ class RunLogger:
     def go_back(self, step: int) -> None:
         """Forget what was written after ``step``: the run returns there."""
         self.metrics.drop_after(step)
+        for tracker in self.trackers:
+            tracker.go_back(step)
 
     def advance(self, step: int) -> None:
         """Move the bar."""

@@ -20,6 +20,9 @@ class Tracker(Protocol):
     def write(self, line: dict[str, Any]) -> None:
         """Take over the numbers of one line."""
 
+    def go_back(self, step: int) -> None:
+        """The run returns to this step; lines of later ones will come again."""
+
     def close(self) -> None:
         """Nothing more will come."""
 
@@ -32,13 +35,19 @@ class TensorBoardTracker:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise MissingTracker("log.tensorboard=true needs TensorBoard: pip install 'franca[tensorboard]'") from error
-        self.writer = SummaryWriter(str(folder), purge_step=resumed_at + 1)
+        self.open = lambda step: SummaryWriter(str(folder), purge_step=step + 1)
+        self.writer = self.open(resumed_at)
 
     def write(self, line: dict[str, Any]) -> None:
         """Write every number at the line's step."""
         for name, value in _numbers(line).items():
             self.writer.add_scalar(name, value, line["step"])
         self.writer.flush()
+
+    def go_back(self, step: int) -> None:
+        """Later steps are not shown any more."""
+        self.writer.close()
+        self.writer = self.open(step)
 
     def close(self) -> None:
         """Close the event file."""
@@ -50,6 +59,9 @@ class WandbTracker:
 
     With WANDB_MODE=offline it needs neither login nor network. Each start then leaves a folder of its own in
     <output>/wandb; all bear the same run's name, and ``wandb sync`` makes one run of them.
+
+    wandb takes nothing back, and by its own count of steps would drop what comes again: so the step is a number of the
+    line, and the axis of all others. Of steps that a run made twice, both values are shown.
     """
 
     def __init__(self, project: str, folder: Path, config: dict[str, Any]) -> None:
@@ -72,10 +84,15 @@ class WandbTracker:
             raise TrackerRefused(
                 f"log.wandb_project={project}: {error} Or set WANDB_MODE=offline, and upload later with wandb sync"
             ) from error
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
 
     def write(self, line: dict[str, Any]) -> None:
-        """Send every number at the line's step."""
-        self.run.log(_numbers(line), step=line["step"])
+        """Send every number with the line's step."""
+        self.run.log(_numbers(line) | {"step": line["step"]})
+
+    def go_back(self, step: int) -> None:
+        """Nothing: see above."""
 
     def close(self) -> None:
         """Send what is left and end the run."""
