@@ -4,6 +4,7 @@ import argparse
 import logging
 import signal
 import sys
+from pathlib import Path
 
 import torch
 
@@ -17,6 +18,7 @@ from franca.eval.online import OnlineKNN
 from franca.eval.parts import split_in_two
 from franca.hub.checkpoint import CheckpointError
 from franca.train.build import build_pair, refused_as
+from franca.train.checkpoint import CheckpointFolder
 from franca.train.config import TrainConfig, load_config
 from franca.train.estimate import UTILISATION, estimate, report
 from franca.train.initialise import preview
@@ -111,7 +113,8 @@ def dry_run(config: TrainConfig) -> None:
     """Print the resolved configuration, what it builds and what it begins with, without reading an image."""
     with torch.device("meta"):  # shapes alone
         pair = build_pair(config)
-    beginning = preview(config, pair.student)
+    saved = CheckpointFolder(Path(config.output) / "checkpoints", config.checkpoint).latest()
+    beginning = preview(config, pair.student, saved)
     parts = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in pair.student.named_children()}
     print(dump_config(config))
     print("parameters: " + ", ".join(f"{name} {count:.2f} M" for name, count in parts.items()))

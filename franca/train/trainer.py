@@ -40,7 +40,7 @@ from franca.train.checkpoint import CheckpointFolder
 from franca.train.clock import Clock
 from franca.train.config import TrainConfig
 from franca.train.data_advice import DataAdvice
-from franca.train.initialise import Initialisation
+from franca.train.initialise import begin, fill
 from franca.train.lines import RunLines
 from franca.train.logger import RunLogger, SilentLogger
 from franca.train.meter import Meter
@@ -85,9 +85,8 @@ class Trainer:
         self.pair = build_pair(config)
         self.output = Path(config.output)
         self.checkpoints = CheckpointFolder(self.output / "checkpoints", config.checkpoint)
-        self.initialisation = Initialisation(config)
-        if config.init_from and on_main(self.checkpoints.latest) is None:
-            self.initialisation.read(self.pair)  # what doesn't fit is said before the folder is claimed
+        # What doesn't fit is said before the folder is claimed.
+        self.start = begin(config, self.pair.student, on_main(self.checkpoints.latest))
         with refused_as("parallel"):
             self.mesh = parallelize(self.pair, config.parallel, self.device, self.precision)
         self.objective = PretrainingObjective(self.pair, config.objective, logsumexp_over_ranks, gather_rows)
@@ -126,10 +125,10 @@ class Trainer:
             newest = on_main(self.checkpoints.latest)
             if newest is not None:
                 self._restore(newest)
-                self.initialisation.recall(newest)
                 on_main(lambda: self._publish_teacher(newest))  # a kill may have held it back
             else:
-                self.initialisation.fill(self.pair)
+                fill(self.pair, self.start)
+            self.start = self.start.told()
             on_main(lambda: self.lines.open(stack, self.state.step))
             self.watchdog.say = self.log.say
             self.lines.recall_readings()
@@ -271,7 +270,7 @@ class Trainer:
         A required one is waited for; others end in the background (``checkpoint.asynchronous``).
         """
         step = self.state.step
-        images, beginning = step * self.config.effective_batch, self.initialisation.facts
+        images, beginning = step * self.config.effective_batch, self.start.facts
         description = describe_teacher(self.config, self.pair, step, images, beginning)
         self._end_earlier_save()
         teacher = whole_state(self.pair.teacher)
@@ -327,7 +326,7 @@ class Trainer:
 
     def _announce(self, resumed_from: Path | None) -> None:
         lines = opening_lines(self.config, self.pair, self.device, self.precision, describe(self.source))
-        for line in lines + self.initialisation.lines:
+        for line in lines + self.start.lines:
             self.log.say(line)
         if resumed_from is not None:
             self.log.say(f"continuing from step {self.state.step} ({resumed_from})")
