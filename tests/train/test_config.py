@@ -212,7 +212,6 @@ def test_every_shipped_configuration_builds(file: Path) -> None:
     side = config.data.crops.global_size // config.model.patch_size
     assert config.data.mask.build((side, side))(side).sum() == side
     schedules = config.schedules()
-    assert schedules(config.optimizer.warmup_steps).lr == pytest.approx(
-        config.optimizer.peak_lr(config.effective_batch)
-    )
+    warm = config.optimizer.freeze_backbone_steps + config.optimizer.warmup_steps
+    assert schedules(warm).lr == pytest.approx(config.optimizer.peak_lr(config.effective_batch))
     assert schedules(config.steps).lr == config.optimizer.min_lr
