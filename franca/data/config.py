@@ -10,14 +10,30 @@ from franca.data.mixture import Mixture
 from franca.data.multi_crop import CropConfig
 from franca.data.sources import SOURCES, Source
 from franca.data.sources.shards import ShardConfig, Shards
+from franca.distributed import place
 
 KINDS = (*SOURCES, "shards")
 
 
-def spare_cores() -> int:
-    """Worker processes by default: one core less than there are, at most 8."""
+def cores_of_process() -> int:
+    """Cores for each process of a run on this machine: those that it may use, shared with those that may use the same.
+
+    srun can give each of its tasks cores of its own (--cpus-per-task); those that torchrun starts have them in common.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed - 1, 8)
+    own_cores = "SLURM_PROCID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+    if own_cores and os.environ.get("SLURM_CPUS_PER_TASK") == str(allowed):
+        return allowed
+    try:
+        launched = place()
+    except ValueError:  # who starts the run will say so
+        launched = None
+    return max(allowed // (launched.local_world_size if launched else 1), 1)
+
+
+def spare_cores() -> int:
+    """Worker processes by default: one core less than each process has, at most 8."""
+    return min(cores_of_process() - 1, 8)
 
 
 @dataclass

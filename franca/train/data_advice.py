@@ -1,11 +1,8 @@
 """Advice for a run whose devices wait for images: said once, when waiting lasts."""
 
-import os
-
 import torch
 
-from franca.data.config import DataConfig
-from franca.distributed import local_world_size
+from franca.data.config import DataConfig, cores_of_process
 
 SHARE = 0.2  # of the time, from which on waiting matters
 LINES = 3  # logged lines in a row that must show it,
@@ -13,13 +10,6 @@ SECONDS = 30.0  # and the training time that they must cover: workers take some 
 # What would make images come faster, by data.source.
 FASTER = {"shards": "keep the shards on a faster or local disk"}
 FASTER_FILES = "keep them on a faster or local disk, or pack them into shards"
-
-
-def cores_of_process() -> int:
-    """Cores that each process of this machine can have, if all take the same share."""
-    everyone = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else everyone
-    return max(min(allowed, everyone // local_world_size()), 1)
 
 
 class DataAdvice:

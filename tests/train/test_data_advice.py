@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from franca.data.config import DataConfig, PartConfig
+from franca.data.config import DataConfig, PartConfig, cores_of_process
 from franca.train import data_advice
-from franca.train.data_advice import LINES, SECONDS, SHARE, DataAdvice, cores_of_process
+from franca.train.data_advice import LINES, SECONDS, SHARE, DataAdvice
 from franca.train.trainer import Trainer
 
 MUCH, LITTLE = SHARE + 0.1, SHARE - 0.1
@@ -63,15 +63,32 @@ def test_following_it_changes_it() -> None:
     assert "More workers would not help" in advice(workers=wanted).sentence()
 
 
-def test_the_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
-    monkeypatch.setattr(data_advice, "local_world_size", lambda: 8)
-    assert cores_of_process() == 8
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
-    assert cores_of_process() == 6, "a scheduler gave this process six of its own"
-    monkeypatch.setattr(data_advice, "local_world_size", lambda: 128)
-    assert cores_of_process() == 1
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
+SRUN = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "allowed", "cores"),
+    [
+        ({}, 16, 16),
+        ({"RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", **TORCHRUN}, 16, 4),
+        ({"RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8", **TORCHRUN}, 4, 1),
+        ({**SRUN, "SLURM_CPUS_PER_TASK": "16"}, 16, 16),
+        (SRUN, 16, 4),
+        ({**SRUN, "SLURM_CPUS_PER_TASK": "4"}, 16, 4),
+        ({"RANK": "0", "WORLD_SIZE": "4", **TORCHRUN, "SLURM_PROCID": "0", "SLURM_CPUS_PER_TASK": "16"}, 16, 4),
+        ({"RANK": "0", "WORLD_SIZE": "4"}, 16, 16),
+    ],
+)
+def test_processes_share_the_cores_that_they_have_in_common(
+    variables: dict[str, str], allowed: int, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Advice and default agree on it, and leave one of them to the training."""
+    monkeypatch.setattr(os, "environ", variables)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)), raising=False)
+    assert cores_of_process() == cores
+    assert DataConfig().workers == min(cores - 1, 8)
+    assert DataAdvice.for_device(DataConfig(), torch.device("xpu")).cores == cores
 
 
 def test_a_cpu_that_trains_has_fewer_cores_to_spare() -> None:
