@@ -150,7 +150,7 @@ def test_tensorboard_shows_the_steps_after_a_return_once(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_wandb_gets_the_steps_after_a_return_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_the_steps_after_a_return_too(tmp_path: Path) -> None:
     """wandb itself, without network: it would drop lines whose step is behind its own."""
     pytest.importorskip("wandb")
     done = subprocess.run(
@@ -275,9 +275,13 @@ def test_wandb_gets_every_number_and_the_configuration(
         def finish(self) -> None:
             calls.append(("finish", None))
 
+    def init(**options: object) -> Run:
+        calls.append(("init", options))
+        return Run()
+
     wandb = type(sys)("wandb")
     wandb.Error = Exception  # type: ignore[attr-defined]
-    wandb.init = lambda **options: (calls.append(("init", options)), Run())[1]  # type: ignore[attr-defined]
+    wandb.init = init  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     Trainer(tiny("steps=2", "log.wandb_project=mine", "monitor.every=0")).run()
     (first, options), *logged, (last, _) = calls
