@@ -1,5 +1,7 @@
 """What every protocol is given: the backbone at work, stored features, where to write."""
 
+import logging
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from franca.eval.store import FeatureStore
 from franca.eval.tokens import Tokens
 
 Item = TypeVar("Item")
+logger = logging.getLogger(__name__)
+SECONDS_BETWEEN_LINES = 30.0
 DIVISORS = (1, 2, 4, 8, 16, 32, 64)  # of the width: the slices d, d/2 … d/64
 
 
@@ -81,7 +85,15 @@ class Context:
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """The items, with a progress bar where a person watches the first process."""
+    """The items, with a progress bar where a person watches the first process; else a line now and then."""
     console = Console(stderr=True)
-    shown = is_main() and console.is_terminal
-    yield from rich_track(items, description, total, console=console, disable=not shown, transient=True)
+    if console.is_terminal:
+        yield from rich_track(items, description, total, console=console, disable=not is_main(), transient=True)
+        return
+    of = f" of {total}" if total else ""
+    said = time.monotonic()
+    for number, item in enumerate(items, start=1):
+        yield item
+        if time.monotonic() - said > SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            logger.info("%s: %d%s", description, number, of)

@@ -136,7 +136,7 @@ def folder_name(origin: Origin, question: Question) -> str:
     What changes no trained classifier stays out of the hash: where it is computed, and a protocol's options that only
     say what else is scored (``SCORING`` of its configuration).
     """
-    asked = {name: value for name, value in asdict(origin).items() if name not in ("versions", "device")}
+    asked = {name: value for name, value in asdict(origin).items() if name not in ("versions", "device", "path")}
     scoring = getattr(PROTOCOLS[origin.protocol].config, "SCORING", ())
     asked["options"] = {name: value for name, value in origin.options.items() if name not in scoring}
     asked["slices"] = question.slices
@@ -175,6 +175,7 @@ def _origin(
         img_size=question.img_size,
         num_heads=question.num_heads,
         stored_as=question.stored_as,
+        path=question.data,
         images=len(task.test.source),
         **_told("train_", task.train),
         **_told("", task.test),

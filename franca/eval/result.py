@@ -58,6 +58,7 @@ class Origin:
     data: str
     split: str
     data_hash: str
+    path: str  # of the test data, as it was named
     images: int  # of the test set, those that can't be read included
     precision: str  # of the backbone
     stored_as: str  # type of the features that were stored

@@ -22,7 +22,7 @@ from franca.eval.datasets import OpenedSplit
 from franca.eval.errors import EvalError
 from franca.eval.feature_table import MISSING, READY, STORED_AS, UNREADABLE, FeatureTable
 from franca.eval.images import decode
-from franca.eval.tokens import Tokens
+from franca.eval.tokens import Tokens, class_token, mean_patch
 from franca.eval.views import View
 from franca.files import held
 
@@ -94,8 +94,8 @@ class FeatureStore:
             EvalError: no image can be read, features that are not finite, or no room for them.
         """
         parts: Parts = {
-            "cls": lambda tokens: torch.stack([_class_token(token) for token in tokens], dim=1),
-            "mean_patch": lambda tokens: _mean(tokens[-1])[:, None],
+            "cls": lambda tokens: torch.stack([class_token(token) for token in tokens], dim=1),
+            "mean_patch": lambda tokens: mean_patch(tokens[-1])[:, None],
         }
         deeper = (self._table(split, view, parts, more) for more in range(blocks, MOST_BLOCKS + 1))
         stored = on_main(lambda: next((table.blocks for table in deeper if table.is_whole()), blocks))
@@ -201,12 +201,3 @@ def _finish(table: FeatureTable, split: OpenedSplit, parts: list[str]) -> int:
         for part in parts:
             table.leave_out(part)
     return unreadable
-
-
-def _class_token(tokens: Tokens) -> Tensor:
-    return _mean(tokens) if tokens.cls is None else tokens.cls
-
-
-def _mean(tokens: Tokens) -> Tensor:
-    """(B, h, w, D) -> (B, D)."""
-    return tokens.patches.mean(dim=(1, 2))

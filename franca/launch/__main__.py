@@ -2,14 +2,20 @@
 
 import argparse
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
+import torch
+
 from franca.config import ConfigError
+from franca.hub.checkpoint import CheckpointError
 from franca.launch.local import LocalRun
 from franca.launch.resources import JobConfig, LaunchError
-from franca.train.build import claim_run_folder
+from franca.train.build import build_pair, claim_run_folder
+from franca.train.checkpoint import CheckpointFolder
 from franca.train.config import TrainConfig, load_config
+from franca.train.initialise import preview
 
 EPILOG = """\
 examples:
@@ -114,6 +120,24 @@ def require_cluster(options: argparse.Namespace, job: JobConfig, output: Path) -
         slurm.require_shared(output, job.partition)
 
 
+def beginning(config: TrainConfig) -> list[str]:
+    """What the run begins with, and what doesn't fit, said here rather than after hours in a queue.
+
+    A file that this machine doesn't see may be there for the nodes: it is only warned of.
+    """
+    if not config.init_from:
+        return []
+    with torch.device("meta"):  # shapes alone
+        pair = build_pair(config)
+    saved = CheckpointFolder(Path(config.output) / "checkpoints", config.checkpoint).latest()
+    try:
+        return preview(config, pair.student, saved)
+    except ConfigError as error:
+        if Path(config.init_from).exists():
+            raise
+        return [f"WARNING: not seen from this machine: {error}"]
+
+
 def launch(options: argparse.Namespace, config: TrainConfig) -> int:
     """Check, claim the run folder, and start."""
     job, output = job_config(options), Path(config.output).resolve()
@@ -125,12 +149,20 @@ def launch(options: argparse.Namespace, config: TrainConfig) -> int:
         print(f"# each process: {shlex.join(['python', '-m', 'franca.train', *arguments])}")
     elif not options.local:
         require_cluster(options, job, output)
+    for line in beginning(config):
+        print(line, file=sys.stderr)
     place = "this machine" if options.local else f"{job.nodes} node{'s' if job.nodes > 1 else ''}"
     print(f"processes: {job.processes} on {place}; {config.effective_batch} images a step", file=sys.stderr)
     if options.dry_run:
         return 0
+    claimed_before = (output / "config.yaml").exists()
     claim_run_folder(config)
-    return (run_local if options.local else run_on_slurm)(options, job, arguments, output)
+    try:
+        return (run_local if options.local else run_on_slurm)(options, job, arguments, output)
+    except LaunchError:
+        if not claimed_before:  # no run came of it: the folder is free for a corrected command
+            shutil.rmtree(output)
+        raise
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -138,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         return launch(options, load_config(options.config, options.overrides))
-    except (ConfigError, LaunchError) as error:
+    except (ConfigError, LaunchError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
     except ModuleNotFoundError as error:
         if error.name != "submitit":

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -154,7 +155,7 @@ def test_help_is_a_page_to_work_from(name: str, capsys: pytest.CaptureFixture[st
     assert stop.value.code == 0
     page = capsys.readouterr().out
     assert PROTOCOLS[name].summary in " ".join(page.split())
-    assert all(f"  {setting}=" in page for setting in PROTOCOLS[name].config.__dataclass_fields__)
+    assert all(f"  {setting.name}=" in page for setting in fields(PROTOCOLS[name].config))
     assert all(f"--preset {preset}: " in page for preset in PROTOCOLS[name].presets)
     assert "timm:NAME" in page
 

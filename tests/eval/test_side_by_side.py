@@ -21,6 +21,7 @@ ORIGIN = Origin(
     img_size=None,
     num_heads=None,
     stored_as="fp16",
+    path="folder:/data/birds",
     images=9,
     train_data="folder",
     train_split="train",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from franca.launch.__main__ import main
 from franca.train.config import load_config
@@ -126,6 +127,24 @@ def test_what_sbatch_answers_is_passed_on(
     install(sbatch="echo 'invalid partition specified: gpu' >&2; exit 1", sinfo="echo", hostname="echo here")
     assert main([*CLUSTER, "--config", str(tiny)]) == 2
     assert "error: sbatch refused the job: invalid partition specified: gpu" in capsys.readouterr().err
+    install(sbatch="echo Submitted batch job 41", sinfo="echo", hostname="echo here")
+    assert main([*CLUSTER, "--config", str(tiny), "steps=9"]) == 0, "the folder is free for a corrected command"
+    install(sbatch="echo 'too many jobs' >&2; exit 1", sinfo="echo", hostname="echo here")
+    assert main([*CLUSTER, "--config", str(tiny), "steps=9"]) == 2
+    assert list((tiny.parent / "run").rglob("config.yaml")), "what an earlier command made stays"
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_submitted(
+    tiny: Path, tmp_path: Path, install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(sbatch="echo Submitted batch job 41", sinfo="echo", hostname="echo here")
+    wrong = tmp_path / "wrong.pth"
+    torch.save({"norm.weight": torch.ones(3)}, wrong)
+    assert main([*CLUSTER, "--config", str(tiny), f"init_from={wrong}"]) == 2
+    assert "wrong.pth" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main([*CLUSTER, "--config", str(tiny), "init_from=/on/the/nodes.pth"]) == 0
+    assert "WARNING: not seen from this machine: init_from='/on/the/nodes.pth'" in capsys.readouterr().err
 
 
 def test_a_job_is_submitted_with_the_configuration_as_it_is_now(

@@ -44,7 +44,8 @@ def open_split(data: str, split: str | None, role: Role, kind: str) -> OpenedSpl
         said = f"its files can't be read ({type(error).__name__}: {error})"
         raise EvalError(f"{data!r}, split {split}: {said}; {_expected(name, layout)}") from error
     if kind == "classification" and source.labels is None:
-        raise EvalError(f"{data!r}, split {split}: the images lie in no class folders; {_expected(name, layout)}")
+        few = "the images lie in fewer than two class folders"
+        raise EvalError(f"{data!r}, split {split}: {few}; {_expected(name, layout)}")
     return OpenedSplit(name, split, source, hash_of(source), layout.mean_per_class)
 
 

@@ -159,7 +159,7 @@ def fit_sigmoid(
 
     steps = _minimise(white, loss_and_slope) if white.numel() else 0
     if steps >= MAX_ITERATIONS:
-        raise RuntimeError(f"the sigmoid predictor has not settled after {MAX_ITERATIONS} steps: score the linear one")
+        raise RuntimeError(f"the sigmoid predictor has not settled after {MAX_ITERATIONS} steps: give more images")
     weight = (whiten @ white.detach()).T
     return PositionPredictor(weight, weight.new_zeros(2), sigmoid=True)
 

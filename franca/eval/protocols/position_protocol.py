@@ -96,7 +96,7 @@ def measure(context: Context, features: Tensor, config: PositionBiasConfig) -> S
             cluster_entropy(scored, clusters, config.iterations, seed, context.device)
             for seed in context.track(config.seeds, f"k-means, {clusters} clusters")
         ]
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # RuntimeError: a fit that doesn't settle
         raise EvalError(f"position bias can't be measured: {error}") from error
     return Slice(prediction, entropies, clusters)
 

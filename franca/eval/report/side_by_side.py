@@ -75,7 +75,8 @@ def _compare(columns: list[Column], output: Path, pictures: str) -> list[str]:
         parts.append(_scores(columns))
     parts += _pictures(columns, output, pictures)
     parts.append(page.folded("Where these numbers come from", _provenance(columns)))
-    return [page.section(f"{name} · {origin['data']} {origin['split']}", *parts)]
+    data = Path(origin["path"].rpartition(":")[2]).name or origin["data"]
+    return [page.section(f"{name} · {data}, {origin['split']}", *parts)]
 
 
 def _data(origin: dict[str, Any]) -> str:
@@ -116,7 +117,9 @@ def _row_name(record: dict[str, Any]) -> str:
 
 
 def _model(column: Column) -> str:
-    return column.origin["model"] + (" + RASA" if column.origin["rasa"] else "")
+    """Its name; of a file the last two parts of its path."""
+    kind, colon, name = column.origin["model"].rpartition(":")
+    return kind + colon + "/".join(Path(name).parts[-2:]) + (" + RASA" if column.origin["rasa"] else "")
 
 
 def _pictures(columns: list[Column], output: Path, below: str) -> list[str]:

@@ -68,7 +68,12 @@ def test_a_protocol_of_images_reads_both_kinds(animals, streets, tmp_path) -> No
         ("{animals}", "test", "classification", r"split test: there is no folder .*test; the layout folder expects"),
         ("{animals}", "trainaug", "classification", r"no split 'trainaug': choose train, val, test, all"),
         ("imagenet_a:{tmp}", None, "classification", r"imagenet-a/n01498041"),
-        ("{animals}/train/cat", None, "classification", r"lie in no class folders; the layout folder expects"),
+        (
+            "{animals}/train/cat",
+            None,
+            "classification",
+            r"fewer than two class folders; the layout folder expects",
+        ),
     ],
 )
 def test_what_is_refused_says_what_was_expected(animals, tmp_path, data, split, kind, message) -> None:
