@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from franca.data.multi_crop import IMAGENET_MEAN, IMAGENET_STD
 from franca.eval.backbones import load_backbone
 from franca.eval.baselines import thumbnail
 from franca.eval.errors import EvalError
@@ -44,9 +45,9 @@ def test_colour_is_the_mean_of_the_image_and_of_each_patch(images: Tensor) -> No
 
 
 @pytest.mark.parametrize("name", ["pixels", "colour"])
-def test_pixel_values_are_seen_as_they_are(name: str) -> None:
+def test_pixels_are_normalised_as_for_networks(name: str) -> None:
     backbone = load_backbone(name)
-    assert (backbone.mean, backbone.std) == ((0.0,) * 3, (1.0,) * 3)
+    assert (backbone.mean, backbone.std) == (IMAGENET_MEAN, IMAGENET_STD)
     assert (backbone.patch_size, backbone.channels, backbone.blocks, backbone.name) == (14, 3, 1, name)
 
 
