@@ -133,7 +133,9 @@ def rotary() -> Any:
 
 
 @pytest.mark.parametrize(
-    "make", [no_class_token, biased_attention, rotary, lambda: nn.AvgPool2d(14), lambda: torch.sin], ids=str
+    "make",
+    [no_class_token, biased_attention, rotary, lambda: nn.AvgPool2d(14), lambda: torch.sin],
+    ids=["no class token", "biased", "rotary", "no transformer", "function"],
 )
 def test_networks_whose_attention_can_not_be_told_are_refused(make: Any) -> None:
     with pytest.raises(EvalError, match=r"^mine has no attention of a class token that can be read"):
