@@ -56,7 +56,7 @@ def save_runs(folder: Path) -> None:
     model = network()
     state = {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}
     description = {"arch": "vit_tiny", "backbone": model.config, "mean": [0.5] * 3, "std": [0.25] * 3}
-    for run in ("quickstart", "vitb14"):
+    for run in ("quickstart", "vitb14", "imagenette_cpu"):
         (folder / run).mkdir(parents=True)
         save_teacher(folder / run / "teacher.pth", state, description)
     (folder / "rasa").mkdir()

@@ -105,6 +105,7 @@ PUBLISH = (
 )
 PREPARE = ".venv/bin/franca prepare"
 KNN = "knn --model runs/quickstart/teacher.pth --data folder:/path/to/imagenette"
+MEASURED = ".venv/bin/franca eval {} --model runs/imagenette_cpu/teacher.pth"
 SMALL_KNN = "size=28 resize=28 ks=[3]"
 PRETRAIN = ".venv/bin/python -m franca.train --config configs/pretrain/vitb14_in21k.yaml"
 
@@ -257,6 +258,15 @@ COMMANDS = {
         "--sizes 32x24 --rounds 1 --batch 2"
     ),
     f".venv/bin/torchrun --nproc-per-node 2 -m franca.eval {KNN}": Run(SMALL_KNN),
+    f"{MEASURED.format('knn')} --data folder:/path/to/imagenette resize=98 size=98": Run("ks=[3]"),
+    (f"{MEASURED.format('linear')} --data folder:/path/to/imagenette resize=98 size=98 steps=2500 batch_size=256"): Run(
+        "steps=3 batch_size=4"
+    ),
+    f"{MEASURED.format('in_context')} --data segmentation_folder:/path/to/camvid size=224": Run("size=28 neighbours=3"),
+    f"{MEASURED.format('overclustering')} --data segmentation_folder:/path/to/camvid": Run(
+        "size=56 mask_size=20 clusters=[3] restarts=1 components=4"
+    ),
+    f"{MEASURED.format('position_bias')} --data folder:/path/to/imagenette size=126": Run("images=40 --slice d/8"),
     # CONTRIBUTING.md
     "make format": Run(instead="make -n format"),
     "make lint types": Run(instead="make -n lint types"),
