@@ -1,6 +1,7 @@
 """What all tests share: reference values, images and a cluster, the count of tests that lacked them, drawn images."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 FOLDERS = ("FRANCA_PARITY", "FRANCA_DATA")
 CLUSTER = "FRANCA_SLURM"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # Resolved once, at the start: a test may change the working directory.
 _PATHS = {name: Path(os.environ[name]).resolve() for name in (*FOLDERS, CLUSTER) if os.environ.get(name)}
 
@@ -27,10 +29,17 @@ def _folder(name: str) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def environment_is_restored() -> Iterator[None]:
-    """What a test sets in this process (a job's RANK, say) must not reach the tests after it."""
+def process_is_restored() -> Iterator[None]:
+    """What a test sets in this process (a job's RANK, a signal's handler) must not reach the tests after it.
+
+    SIGINT interrupts as in a terminal, also where a shell runs the tests in the background and has it ignored.
+    """
     before = dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
