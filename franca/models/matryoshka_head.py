@@ -5,15 +5,22 @@ Legend: N rows, d = in_dim, level j with m_j features and K_j prototypes, narrow
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Factors(NamedTuple):
+    """The scores of one level before they are multiplied out: rows @ prototypes.T."""
+
+    rows: Tensor  # (N, bottleneck_dim)
+    prototypes: Tensor  # (K_j, bottleneck_dim)
+
+
 class Prototypes(nn.Module):
-    """(N, width) -> (N, count): inner products with prototypes of unit length, times a gain each (weight norm)."""
+    """() -> (count, width): directions of unit length, times a gain each (weight norm)."""
 
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
@@ -25,9 +32,9 @@ class Prototypes(nn.Module):
         nn.init.ones_(self.weight_g)
         nn.init.uniform_(self.weight_v, -bound, bound)
 
-    def forward(self, rows: Tensor) -> Tensor:
+    def forward(self) -> Tensor:
         length = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
-        return F.linear(rows, self.weight_v * (self.weight_g / length))
+        return self.weight_v * (self.weight_g / length)
 
 
 class MatryoshkaHead(nn.Module):
@@ -95,10 +102,17 @@ class MatryoshkaHead(nn.Module):
                 module.reset_parameters()
 
     def forward(self, features: Tensor) -> list[Tensor]:
+        return [F.linear(rows, prototypes) for rows, prototypes in self.factors(features)]
+
+    def factors(self, features: Tensor) -> list[Factors]:
+        """What the scores are products of, per level, for those who multiply them out part by part: (N, d) -> J."""
         if features.shape[-1] != self.in_dim:  # slices of a wider feature would fit without a word
             raise ValueError(f"features of shape {tuple(features.shape)}; this head reads (N, in_dim={self.in_dim})")
         levels = zip(self.widths, self.matryoshka_projections, self.mlps, self.last_layers, strict=True)
-        return [last(self._bottleneck(mlp(project(features[..., :width])))) for width, project, mlp, last in levels]
+        return [
+            Factors(self._bottleneck(mlp(project(features[..., :width]))), last())
+            for width, project, mlp, last in levels
+        ]
 
     def _bottleneck(self, rows: Tensor) -> Tensor:
         if not self.normalize_bottleneck:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from franca.distributed import build_mesh, is_main, local_world_size, world_size
@@ -134,6 +134,8 @@ def _shard(
     whole_shards = mesh.size(mesh.ndim - 1) == 1
     for unit in (*network.backbone.blocks, network.dino_head, network.ibot_head):
         fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=not (learns and whole_shards))
+    for head in (network.dino_head, network.ibot_head):
+        register_fsdp_forward_method(head, "factors")  # gathers the parameters, as forward does
     fully_shard(network, mesh=mesh, mp_policy=precise, reshard_after_forward=not learns)
 
 

@@ -103,6 +103,18 @@ def test_equals_the_loop_by_hand(nesting: Sequence[float], layers: int, normaliz
     torch.testing.assert_close(head(features), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_scores_are_the_products_of_their_factors(normalize: bool) -> None:
+    head = small_head(normalize_bottleneck=normalize)
+    features = torch.randn(7, D)
+    for level, (factors, scores) in enumerate(zip(head.factors(features), head(features), strict=True)):
+        assert torch.equal(scores, F.linear(factors.rows, factors.prototypes))
+        gains = head.last_layers[level].weight_g.abs()
+        torch.testing.assert_close(factors.prototypes.norm(dim=1, keepdim=True), gains)
+        if normalize:
+            torch.testing.assert_close(factors.rows.norm(dim=1), torch.ones(7))
+
+
 def test_a_level_sees_its_slice_alone() -> None:
     head = small_head()
     features = torch.randn(7, D, requires_grad=True)
