@@ -10,14 +10,11 @@ from torch import nn
 from franca.data.batch import LoadedBatch, PretrainBatch
 from franca.data.loader import PretrainLoader
 from franca.data.mixture import describe
-from franca.devices import choose_device, choose_precision, compute_in
+from franca.devices import choose_device, choose_precision
 from franca.distributed import (
-    gather_rows,
     is_main,
     largest_over_ranks,
     local_rank,
-    logsumexp_over_ranks,
-    mean_over_ranks,
     on_main,
     place,
     rank,
@@ -25,7 +22,7 @@ from franca.distributed import (
 )
 from franca.files import publish
 from franca.hub.checkpoint import CheckpointError, save_teacher
-from franca.objective import LossReport, PretrainingObjective, Targets
+from franca.objective import LossReport, Targets
 from franca.train.announcement import opening_lines
 from franca.train.build import (
     build_backbone,
@@ -33,7 +30,6 @@ from franca.train.build import (
     build_source,
     claim_run_folder,
     describe_teacher,
-    refused_as,
     sole_owner,
 )
 from franca.train.checkpoint import CheckpointFolder
@@ -43,12 +39,10 @@ from franca.train.data_advice import DataAdvice
 from franca.train.initialise import begin, fill
 from franca.train.lines import RunLines
 from franca.train.logger import RunLogger, SilentLogger
-from franca.train.meter import Meter
-from franca.train.optimizer import apply_schedules, build_optimizer, clip_gradients, step_if_finite
-from franca.train.parallel import parallelize, whole_state
-from franca.train.quantities import PARTS, loss_values, metric_names
-from franca.train.recovery import NonFiniteLoss, StepGuard
+from franca.train.parallel import whole_state
+from franca.train.recovery import NonFiniteLoss
 from franca.train.state import TrainingState
+from franca.train.step import TrainingStep
 from franca.train.stopping import Interrupted, StopRequest
 from franca.train.vitals import VitalSigns
 from franca.train.watch import Watch
@@ -87,14 +81,10 @@ class Trainer:
         self.checkpoints = CheckpointFolder(self.output / "checkpoints", config.checkpoint)
         # What doesn't fit is said before the folder is claimed.
         self.start = begin(config, self.pair.student, on_main(self.checkpoints.latest))
-        with refused_as("parallel"):
-            self.mesh = parallelize(self.pair, config.parallel, self.device, self.precision)
-        self.objective = PretrainingObjective(self.pair, config.objective, logsumexp_over_ranks, gather_rows)
-        self.optimizer = build_optimizer(self.pair.student, len(self.pair.student.backbone.blocks), config.optimizer)
-        self.schedules = config.schedules()
-        names = metric_names(len(config.heads.nesting))
-        self.meter, self.clock = Meter(names, self.device), Clock(self.device)
-        self.guard = StepGuard(names, self.device)
+        self.training = TrainingStep(config, self.pair, self.device, self.precision)
+        self.objective, self.optimizer = self.training.objective, self.training.optimizer
+        self.meter, self.guard = self.training.meter, self.training.guard
+        self.clock = Clock(self.device)
         self.state = TrainingState(self.pair, self.optimizer, self.meter, self.loader)
         self.rollbacks = 0
         self.stop = StopRequest()
@@ -174,30 +164,9 @@ class Trainer:
         Returns the targets and losses of the last micro-batch, for the monitor.
         """
         self.state.batch += len(batches)
-        values = self.schedules(self.state.step)
-        apply_schedules(self.optimizer, values)
-        self.pair.student.backbone_learns = self.state.step >= self.config.optimizer.freeze_backbone_steps
-        # Stochastic depth is a function of (seed, position in the data, rank): nothing to save or restore.
-        torch.manual_seed(self.config.seed * 1_000_003 + self.state.batch + (rank() << 48))
-        with compute_in(self.precision, self.device):
-            targets = self.objective.assign(batches, values.teacher_temperature)
-        losses = []
-        for batch, target in zip(batches, targets, strict=True):
-            with compute_in(self.precision, self.device):
-                report = self.objective.student_loss(batch, target)
-            (report.total / len(batches)).backward()
-            losses.append(loss_values(report))
-        parts = [getattr(self.pair.student, part) for part in PARTS]
-        norms = clip_gradients(parts, self.config.optimizer.clip_grad, self.mesh)
+        targets, report = self.training.take(batches, self.state.step, self.state.batch)
         self.state.step += 1
-        # The same on every rank, and with it whether the step is taken and all that is decided later.
-        quantities = torch.cat([mean_over_ranks(torch.stack(losses).mean(dim=0)), norms])
-        finite = self.guard.watch(quantities, self.state.step)
-        step_if_finite(self.optimizer, finite)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.pair.update_teacher(values.teacher_momentum)
-        self.meter.add(quantities, finite)
-        return targets[-1], report
+        return targets, report
 
     def _after_step(self, targets: Targets, report: LossReport, stopping: bool) -> str:
         """Whatever is due after a step; returns why the run must go back to a good state, or ""."""
@@ -250,7 +219,7 @@ class Trainer:
 
     def _whole_backbone(self) -> nn.Module:
         """The teacher's backbone as rank 0 can use it alone."""
-        if self.mesh is None:
+        if self.training.mesh is None:
             return self.pair.teacher.backbone
         state = whole_state(self.pair.teacher.backbone)
         with torch.random.fork_rng(devices=[]):

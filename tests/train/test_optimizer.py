@@ -21,8 +21,9 @@ from franca.train.optimizer import (
     clip_gradients,
     step_if_finite,
 )
+from franca.train.quantities import PARTS
 from franca.train.schedules import StepValues
-from franca.train.trainer import PARTS, Trainer
+from franca.train.trainer import Trainer
 
 
 def small_encoder(depth: int = 2, levels: int = 5) -> Encoder:
