@@ -50,7 +50,8 @@ def main() -> None:
         print(f"franca {__version__}")
     elif name in COMMANDS:
         sys.argv[1:] = arguments
-        runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
+        called = {"PROG": f"franca {name}"}  # how its usage names it
+        runpy.run_module(COMMANDS[name].module, init_globals=called, run_name="__main__", alter_sys=True)
     else:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""

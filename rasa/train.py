@@ -13,14 +13,15 @@ from rasa.config import RasaConfig
 from rasa.errors import RasaError
 from rasa.run import Result, run
 
+PROG: str = globals().get("PROG", "python -m rasa.train")  # `franca rasa` gives its own name
 DESCRIPTION = "Remove from the patch features of any ViT what predicts where a patch lies (RASA)."
-EPILOG = """\
+EPILOG = f"""\
 examples:
-  python -m rasa.train --config configs/rasa/images.yaml data.path=/data/photos
-  python -m rasa.train --config configs/rasa/images.yaml data.path=/data/photos backbone.name=runs/mine/teacher.pth
-  python -m rasa.train --config configs/rasa/images.yaml data.path=/data/photos \\
+  {PROG} --config configs/rasa/images.yaml data.path=/data/photos
+  {PROG} --config configs/rasa/images.yaml data.path=/data/photos backbone.name=runs/mine/teacher.pth
+  {PROG} --config configs/rasa/images.yaml data.path=/data/photos \\
       backbone.kind=timm backbone.name=vit_base_patch14_dinov2
-  python -m rasa.train --config configs/rasa/voc.yaml data.path=/data/VOCdevkit/VOC2012/JPEGImages
+  {PROG} --config configs/rasa/voc.yaml data.path=/data/VOCdevkit/VOC2012/JPEGImages
 
 The same command goes on behind the last round of a run that was stopped. It leaves rasa.pth (the head, as published
 ones), rasa.json (errors of every round), report/index.html and, for a Franca backbone, folded.pth, a model that
@@ -31,7 +32,7 @@ franca.load_model(checkpoint=…) loads and whose patch features hold no positio
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Command line of this module."""
     parser = argparse.ArgumentParser(
-        prog="python -m rasa.train",
+        prog=PROG,
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

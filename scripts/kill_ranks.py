@@ -49,7 +49,7 @@ class Run:
     def start(self) -> list[BaseProcess]:
         """All ranks, which go on from the newest saved state."""
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["franca.train.__main__"])
+        context.set_forkserver_preload(["franca.train.command"])
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

@@ -33,6 +33,7 @@ FLOORS = {
     "franca": 2,  # the package itself: only hands on what franca.hub offers
     "franca.data": 2,
     "franca.train": 3,
+    "franca.train.command": 4,  # training with evaluation beside it
     "franca.eval": 3,
     "franca.launch": 4,
     "franca.publish": 4,

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,37 @@ def test_console_script_runs_the_module_with_its_arguments(monkeypatch: pytest.M
     monkeypatch.setattr(sys, "argv", ["franca", "train", "--config", "some.yaml", "steps=3"])
     main()
     assert ran == [("franca.train", ["--config", "some.yaml", "steps=3"])]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_named_in_its_usage_as_it_was_called(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["franca", name, "--help"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of runpy, for a module that other tests have imported
+        with pytest.raises(SystemExit, match="0"):
+            main()
+    page = capsys.readouterr().out
+    assert page.startswith(f"usage: franca {name} ")
+    assert f"python -m {COMMANDS[name].module}" not in page.replace("torchrun --nproc-per-node 8 -m", "")
+
+
+def test_help_and_wrong_arguments_do_not_wait_for_torch() -> None:
+    program = """
+import sys
+from contextlib import suppress
+from importlib import import_module
+for name, arguments in (
+    ("eval", ["--help"]), ("eval", ["knn"]), ("train", ["--help"]), ("launch", ["--nodes"]), ("publish", ["--help"])
+):
+    with suppress(SystemExit):
+        import_module(f"franca.{name}.__main__").main(arguments)
+sys.exit("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: ") + done.stderr.count("usage: ") == 5
 
 
 def test_console_script_names_the_nearest_command(

@@ -20,7 +20,7 @@ from franca.eval.context import Context, Engine, track
 from franca.eval.datasets import OpenedSplit, open_split
 from franca.eval.errors import EvalError
 from franca.eval.protocol import Protocol, Task
-from franca.eval.registry import PROTOCOLS
+from franca.eval.registry import PROTOCOLS, Entry
 from franca.eval.result import Origin, records_of, write_results
 from franca.eval.store import FeatureStore
 
@@ -75,7 +75,8 @@ def evaluate(question: Question) -> Answer:
         EvalError, ConfigError: the question can't be asked so.
         DataError, CheckpointError, OSError: its files can't be read, or its results not written.
     """
-    protocol = PROTOCOLS[question.protocol]
+    entry = PROTOCOLS[question.protocol]
+    protocol = entry.load()
     config = _configure(protocol, question)
     own = place()
     device = choose_device(question.device, own.local_rank if own and own.world_size > 1 else None)
@@ -85,9 +86,9 @@ def evaluate(question: Question) -> Answer:
             raise EvalError(
                 f"--model {question.model} looks at {backbone.channels} channels, data sets give {CHANNELS}"
             )
-        task = open_task(protocol, question)
+        task = open_task(entry, question)
         precision = choose_precision(question.precision, device)
-        origin = _origin(question, protocol, config, backbone, task, device, precision)
+        origin = _origin(question, config, backbone, task, device, precision)
         folder = Path(question.output) / folder_name(origin, question)
         on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
         engine = Engine(backbone, device, precision)
@@ -109,7 +110,7 @@ def evaluate(question: Question) -> Answer:
     return Answer(folder, records)
 
 
-def open_task(protocol: Protocol, question: Question) -> Task:
+def open_task(protocol: Entry, question: Question) -> Task:
     """The images that the protocol learns from and those it is scored on. Raises EvalError where they are the same."""
     train, test = None, open_split(question.data, question.test_split, "test", protocol.kind)
     if protocol.trains:
@@ -137,7 +138,7 @@ def folder_name(origin: Origin, question: Question) -> str:
     say what else is scored (``SCORING`` of its configuration).
     """
     asked = {name: value for name, value in asdict(origin).items() if name not in ("versions", "device", "path")}
-    scoring = getattr(PROTOCOLS[origin.protocol].config, "SCORING", ())
+    scoring = getattr(PROTOCOLS[origin.protocol].load().config, "SCORING", ())
     asked["options"] = {name: value for name, value in origin.options.items() if name not in scoring}
     asked["slices"] = question.slices
     kind, _, name = origin.model.rpartition(":")
@@ -151,13 +152,12 @@ def folder_name(origin: Origin, question: Question) -> str:
 def _configure(protocol: Protocol, question: Question) -> Any:
     presets = {"paper": {}, **protocol.presets}
     if question.preset not in presets:
-        raise EvalError(f"--preset {question.preset}: {protocol.name} has {', '.join(presets)}")
+        raise EvalError(f"--preset {question.preset}: {question.protocol} has {', '.join(presets)}")
     return read_config(protocol.config, question.config, list(question.overrides), presets[question.preset])
 
 
 def _origin(
     question: Question,
-    protocol: Protocol,
     config: Any,
     backbone: Backbone,
     task: Task,
@@ -166,7 +166,7 @@ def _origin(
 ) -> Origin:
     changed = "+" if question.config or question.overrides else ""
     return Origin(
-        protocol=protocol.name,
+        protocol=question.protocol,
         preset=question.preset + changed,
         options=asdict(config),
         model=question.model,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from franca.eval.context import Context
 from franca.eval.datasets import OpenedSplit
@@ -19,21 +19,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to score a backbone.
+    """One way to score a backbone; its name and what it reads stand in `franca.eval.registry`.
 
     Attributes:
-        kind: which data sets it reads.
         config: a dataclass whose defaults are the paper's settings (Appendix C).
         presets: named settings of others, each only what differs from the defaults.
         run: scores, one after another. Every process of a group calls it; what it asks of ``context.store`` is done by
             all of them together, the rest by the first alone.
-        trains: whether it needs a training split.
     """
 
-    name: str
-    summary: str
-    kind: Literal["classification", "segmentation", "images"]
     config: type
     run: Callable[[Context, Task, Any], Iterator[Score]]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    trains: bool = True

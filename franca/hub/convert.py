@@ -15,7 +15,8 @@ from franca.hub.preprocessing import told_normalisation
 from franca.hub.registry import LICENCE, is_published
 from franca.hub.targets import TARGETS, Plan, Writer
 
-EPILOG = """\
+PROG: str = globals().get("PROG", "python -m franca.hub.convert")  # `franca convert` gives its own name
+EPILOG = f"""\
 layouts:
   franca        this project's teacher file: describes itself, keeps pretraining heads and RASA
   upstream      the authors' layout, blocks in four chunks; a RASA head goes into OUTPUT_rasa.pth
@@ -24,8 +25,8 @@ layouts:
   timm          a folder for timm.create_model("local-dir:…")
 
 examples:
-  python -m franca.hub.convert franca_vitb14_In21K.pth vitb14 --to transformers --img-size 224
-  python -m franca.hub.convert runs/mine/teacher.pth mine.safetensors --to safetensors
+  {PROG} franca_vitb14_In21K.pth vitb14 --to transformers --img-size 224
+  {PROG} runs/mine/teacher.pth mine.safetensors --to safetensors
 
 FILE is any checkpoint that the hub reads. transformers and timm resample positions by other rules than this project:
 there features agree at the stored size alone, and --img-size stores the positions for another one.
@@ -165,7 +166,7 @@ def _licence(checkpoint: Path) -> list[str]:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m franca.hub.convert",
+        prog=PROG,
         description="Write a checkpoint in another layout.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -17,13 +17,14 @@ from franca.hub.names import State
 from franca.hub.preprocessing import told_normalisation
 from franca.hub.progress import Progress
 
-EPILOG = """\
+PROG: str = globals().get("PROG", "python -m franca.hub.info")  # `franca info` gives its own name
+EPILOG = f"""\
 FILE is any checkpoint that the hub reads: this project's teacher files, the authors' releases, DINOv2's files, files
 and folders of transformers and timm, safetensors, a RASA head by itself.
 
 examples:
-  python -m franca.hub.info runs/mine/teacher.pth
-  python -m franca.hub.info franca_vitb14_In21K.pth --json
+  {PROG} runs/mine/teacher.pth
+  {PROG} franca_vitb14_In21K.pth --json
 
 This project's teacher files carry a hash of their tensors, which is checked here as it is at loading. For all others
 the SHA-256 of the file is shown, as sha256sum gives it; --hash shows it for teacher files too.
@@ -187,7 +188,7 @@ def _sha256(file: Path) -> str:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m franca.hub.info",
+        prog=PROG,
         description="Say what a checkpoint is.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,24 +1,23 @@
-"""Command line: ``python -m franca.publish RUN OUTPUT``."""
+"""Command line: ``python -m franca.publish RUN OUTPUT``.
+
+Only what arguments need stands here, so that help and errors don't wait for torch; the rest is
+`franca.publish.command`.
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
-from franca.hub import CheckpointError
-from franca.publish.errors import PublishError
-from franca.publish.placing import explained
-from franca.publish.release import Options, publish
-from franca.publish.run import ALL
-
-EPILOG = """\
+PROG: str = globals().get("PROG", "python -m franca.publish")  # `franca publish` gives its own name
+EPILOG = f"""\
 A release holds teacher.pth, config.yaml, metrics.jsonl, a model card (README.md) filled from the run, manifest.json and
 SHA256SUMS; with --rasa teacher_rasa.pth; in checkpoints/ the teachers of other steps, and with --with-state all that a
 run needs to go on. Everything is read back before the folder gets its name. Paths of this machine are left out.
 
 examples:
-  python -m franca.publish runs/vitb14 releases/vitb14 --data "ImageNet-21K" --licence "CC BY-NC 4.0"
-  python -m franca.publish runs/vitb14 releases/vitb14 --rasa runs/rasa --steps last --with-state
-  python -m franca.publish runs/vitb14 releases/early --steps 100000,200000
+  {PROG} runs/vitb14 releases/vitb14 --data "ImageNet-21K" --licence "CC BY-NC 4.0"
+  {PROG} runs/vitb14 releases/vitb14 --rasa runs/rasa --steps last --with-state
+  {PROG} runs/vitb14 releases/early --steps 100000,200000
 
 Large files are hard links to those of the run where both lie on one disk: they take no room, and stay when the run is
 deleted. A run may be published while it trains: its last complete checkpoint is taken.
@@ -28,7 +27,7 @@ deleted. A run may be published while it trains: its last complete checkpoint is
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Command line of this module."""
     parser = argparse.ArgumentParser(
-        prog="python -m franca.publish",
+        prog=PROG,
         description="Make a training run into a folder that others can use, check and continue from.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -39,7 +38,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--with-state", action="store_true", help="whole training state of each chosen step")
     parser.add_argument(
         "--steps",
-        default=ALL,
+        default="all",
         metavar="all|last|N,N",
         help="the newest of them is the release (default all: those that checkpoint.keep_every kept, and the last)",
     )
@@ -53,22 +52,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     given = parse_arguments(arguments)
-    names = ("rasa", "with_state", "steps", "licence", "name", "data")
-    options = Options(**{name: getattr(given, name) for name in names})
-    try:
-        done = publish(given.run, given.output, options, given.force, lambda text: print(text, file=sys.stderr))
-    except OSError as error:
-        print(f"error: {explained(error, given.output)}", file=sys.stderr)
-        return 2
-    except (PublishError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for entry in done.files:
-        print(f"{entry['bytes'] / 1e6:10.2f} MB  {entry['path']}")
-    for note in done.notes:
-        print(f"note: {note}")
-    print(f"release of step {done.step} in {done.folder}; check it with: cd {done.folder} && sha256sum -c SHA256SUMS")
-    return 0
+    from franca.publish.command import run  # brings torch
+
+    return run(given)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ MASKS = MaskConfig(probability=0.5)
 def on_ranks(number: int, folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """``work(*arguments)`` in ``number`` processes of one group; what each returned, in rank order."""
     # One server imports everything once; processes are forked from it, which is quicker than starting each anew.
-    multiprocessing.set_forkserver_preload(["franca.train.__main__", "torch.distributed.fsdp"])
+    multiprocessing.set_forkserver_preload(["franca.train.command", "torch.distributed.fsdp"])
     folder.mkdir(parents=True, exist_ok=True)
     mp.start_processes(
         _enter, (number, free_port(), str(folder), work, arguments), nprocs=number, start_method="forkserver"

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from franca.eval.__main__ import main, parse_slices
+from franca.eval.__main__ import main
+from franca.eval.command import parse_slices
 from franca.eval.errors import EvalError
 from franca.eval.registry import PROTOCOLS
 from franca.hub import save_teacher
@@ -154,10 +155,20 @@ def test_help_is_a_page_to_work_from(name: str, capsys: pytest.CaptureFixture[st
         main([name, "--help"])
     assert stop.value.code == 0
     page = capsys.readouterr().out
+    protocol = PROTOCOLS[name].load()
     assert PROTOCOLS[name].summary in " ".join(page.split())
-    assert all(f"  {setting.name}=" in page for setting in fields(PROTOCOLS[name].config))
-    assert all(f"--preset {preset}: " in page for preset in PROTOCOLS[name].presets)
+    assert all(f"  {setting.name}=" in page for setting in fields(protocol.config))
+    assert all(f"--preset {preset}: " in page for preset in protocol.presets)
     assert "timm:NAME" in page
+
+
+def test_what_a_protocol_reads() -> None:
+    assert [name for name, entry in PROTOCOLS.items() if not entry.trains] == [
+        "overclustering",
+        "position_bias",
+        "pictures",
+    ]
+    assert {entry.kind for entry in PROTOCOLS.values()} == {"classification", "segmentation", "images"}
 
 
 def test_slices_are_read_in_every_spelling() -> None:

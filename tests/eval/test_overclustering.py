@@ -17,7 +17,6 @@ from franca.eval.metrics.segmentation import mean_iou, renamed
 from franca.eval.protocol import Task
 from franca.eval.protocols import overclustering
 from franca.eval.protocols.overclustering import (
-    PROTOCOL,
     OverclusteringConfig,
     cluster_patches,
     count_pixels,
@@ -239,7 +238,6 @@ class TestProtocol:
 def test_the_defaults_are_the_papers() -> None:
     config = OverclusteringConfig()
     assert (config.clusters, config.size, config.mask_size, len(config.seeds)) == ([100, 300], 448, 100, 5)
-    assert (PROTOCOL.name, PROTOCOL.kind, PROTOCOL.trains) == ("overclustering", "segmentation", False)
 
 
 @pytest.mark.parametrize(

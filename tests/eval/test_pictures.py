@@ -17,7 +17,7 @@ from franca.eval.figures import sheets, short_name
 from franca.eval.figures.regions import NOTHING
 from franca.eval.picture_input import Fit, attention_maps, load_pictures, patch_grids, view_for
 from franca.eval.protocol import Task
-from franca.eval.protocols.pictures import KINDS, PROTOCOL, PicturesConfig, draw, run, sheet_of
+from franca.eval.protocols.pictures import KINDS, PicturesConfig, draw, run, sheet_of
 from franca.eval.views import Squash
 
 CPU = torch.device("cpu")
@@ -317,4 +317,3 @@ class TestRefusals:
 def test_models_have_short_names_in_figures(model, shown) -> None:
     assert short_name(model) == shown
     assert "".join(sheets.wrapped(shown)) == shown
-    assert (PROTOCOL.name, PROTOCOL.kind, PROTOCOL.trains) == ("pictures", "images", False)

@@ -14,7 +14,7 @@ from franca.eval.protocols.clusters import kmeans
 from franca.eval.protocols.position import fit_linear, grid_positions, score_positions
 from franca.eval.protocols.position_bias import cluster_entropy, predict_position, suitable_clusters
 from franca.eval.protocols.position_entropy import position_entropy
-from franca.eval.protocols.position_protocol import PROTOCOL, PositionBiasConfig, run, some_images
+from franca.eval.protocols.position_protocol import PositionBiasConfig, run, some_images
 
 SMALL = {"clusters": 16, "iterations": 10, "seeds": [0, 1], "size": 56}
 
@@ -145,6 +145,3 @@ class TestProtocol:
     def test_settings_that_make_no_sense_are_refused(self, settings, message) -> None:
         with pytest.raises(ValueError, match=message):
             PositionBiasConfig(**settings)
-
-    def test_any_images_do(self) -> None:
-        assert (PROTOCOL.name, PROTOCOL.kind, PROTOCOL.trains) == ("position_bias", "images", False)

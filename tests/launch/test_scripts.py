@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from franca.launch.__main__ import job_config, parse_arguments
+from franca.launch.__main__ import parse_arguments
+from franca.launch.command import job_config
 from franca.train.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,6 +20,7 @@ from franca.data.preparation.rules import SelectionConfig
 from franca.data.sources.folder import ImageFolder
 from franca.data.sources.tars import TarFolder
 
+PROG: str = globals().get("PROG", "python -m franca.data.preparation")  # `franca prepare` gives its own name
 DESCRIPTION = "Prepare a large set of images from the web. Every step goes on where it was stopped."
 EPILOG = """\
 the steps in order:
@@ -99,9 +100,7 @@ def role_and_name(text: str) -> tuple[str, str]:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line of this module."""
-    parser = argparse.ArgumentParser(
-        prog="python -m franca.data.preparation", description=DESCRIPTION, epilog=EPILOG, formatter_class=RAW
-    )
+    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG, formatter_class=RAW)
     steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
     _add_select(_step(steps, "select", run_select))
     _add_embed(_step(steps, "embed", run_embed))

@@ -239,9 +239,6 @@ def _scores(config: InContextConfig, name: str, outcomes: list[Outcome], seeds: 
 
 
 PROTOCOL = Protocol(
-    name="in_context",
-    summary="in-context segmentation by nearest patches (Hummingbird), mIoU",
-    kind="segmentation",
     config=InContextConfig,
     run=run,
     # The defaults of open-hummingbird-eval, and the memory of Balazevic et al. (2023).

@@ -181,10 +181,4 @@ def _check_ks(ks: Sequence[int], count: int) -> None:
         raise EvalError(f"ks={list(ks)} with {count} training images: choose numbers from 1 to {count}")
 
 
-PROTOCOL = Protocol(
-    name="knn",
-    summary="k nearest neighbours among the training images vote for the class",
-    kind="classification",
-    config=KnnConfig,
-    run=run,
-)
+PROTOCOL = Protocol(config=KnnConfig, run=run)

@@ -259,9 +259,6 @@ def _part(features: ImageFeatures, rows: Tensor) -> ImageFeatures:
 
 
 PROTOCOL = Protocol(
-    name="linear",
-    summary="linear classifiers on frozen features: the best of a grid, and on transfer sets",
-    kind="classification",
     config=LinearConfig,
     run=run,
     presets={"dinov2": {"augment": True, "choose_on": "test"}},

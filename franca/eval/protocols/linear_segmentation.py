@@ -217,9 +217,6 @@ def _augmentation(scales: tuple[float, ...], flip: bool) -> str:
 
 
 PROTOCOL = Protocol(
-    name="linear_segmentation",
-    summary="linear segmentation: batch norm and a linear layer on patch features, mIoU",
-    kind="segmentation",
     config=LinearSegmentationConfig,
     run=run,
     presets={

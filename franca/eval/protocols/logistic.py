@@ -202,10 +202,4 @@ def _rows(
     return Rows(reads.of(features.cls, features.mean_patch).to(place).to(dtype), labels.to(place))
 
 
-PROTOCOL = Protocol(
-    name="logistic",
-    summary="logistic regression on frozen features, its penalty chosen on a validation split",
-    kind="classification",
-    config=LogisticConfig,
-    run=run,
-)
+PROTOCOL = Protocol(config=LogisticConfig, run=run)

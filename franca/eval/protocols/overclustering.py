@@ -164,11 +164,4 @@ def reduced(rows: Tensor, components: int, device: torch.device) -> Tensor:
     return torch.cat([projection(part.to(device)).cpu() for part in rows.split(1 << 16)])
 
 
-PROTOCOL = Protocol(
-    name="overclustering",
-    summary="k-means of patch features against masks: mIoU after matching clusters to classes",
-    kind="segmentation",
-    config=OverclusteringConfig,
-    run=run,
-    trains=False,
-)
+PROTOCOL = Protocol(config=OverclusteringConfig, run=run)

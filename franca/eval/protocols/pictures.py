@@ -145,11 +145,4 @@ def seen_by(
         yield engine, pictures
 
 
-PROTOCOL = Protocol(
-    name="pictures",
-    summary="PNG files of patch features, attention, clusters and masks; scores nothing",
-    kind="images",
-    config=PicturesConfig,
-    run=run,
-    trains=False,
-)
+PROTOCOL = Protocol(config=PicturesConfig, run=run)

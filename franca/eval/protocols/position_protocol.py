@@ -130,11 +130,4 @@ def draw(context: Context, found: Slice) -> None:
     prediction_figure(context.output / "predictions.png", predictions, f"Where the patches seem to lie: {name}")
 
 
-PROTOCOL = Protocol(
-    name="position_bias",
-    summary="what patch features say about the place of the patch: predictors of position, entropy of clusters",
-    kind="images",
-    config=PositionBiasConfig,
-    run=run,
-    trains=False,
-)
+PROTOCOL = Protocol(config=PositionBiasConfig, run=run)
