@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from franca.models.level_rows import rows_at_once, rows_by_level
+
 
 class Factors(NamedTuple):
     """The scores of one level before they are multiplied out: rows @ prototypes.T."""
@@ -108,13 +110,17 @@ class MatryoshkaHead(nn.Module):
         """What the scores are products of, per level, for those who multiply them out part by part: (N, d) -> J."""
         if features.shape[-1] != self.in_dim:  # slices of a wider feature would fit without a word
             raise ValueError(f"features of shape {tuple(features.shape)}; this head reads (N, in_dim={self.in_dim})")
-        levels = zip(self.widths, self.matryoshka_projections, self.mlps, self.last_layers, strict=True)
-        return [
-            Factors(self._bottleneck(mlp(project(features[..., :width]))), last())
-            for width, project, mlp, last in levels
-        ]
+        prototypes = [last() for last in self.last_layers]
+        return [Factors(*level) for level in zip(self._rows(features), prototypes, strict=True)]
+
+    def _rows(self, features: Tensor) -> Sequence[Tensor]:
+        """J x (N, bottleneck_dim). At once where starting an operation costs more than the products with zeros."""
+        if features.device.type in ("cpu", "meta"):  # meta: where the products that are needed are counted
+            return [self._bottleneck(rows) for rows in rows_by_level(features, self.matryoshka_projections, self.mlps)]
+        return self._bottleneck(rows_at_once(features, self.matryoshka_projections, self.mlps)).unbind()
 
     def _bottleneck(self, rows: Tensor) -> Tensor:
+        """(..., bottleneck_dim), normalised if asked for."""
         if not self.normalize_bottleneck:
             return rows
         precise = rows.to(torch.promote_types(rows.dtype, torch.float32))  # bf16 would round the length
