@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from franca.metrics import read_metrics
-from franca.train import trainer
+from franca.train import step
 from franca.train.__main__ import main
 from franca.train.config import load_config
 from franca.train.quantities import loss_values
@@ -224,7 +224,7 @@ def test_half_of_torchruns_variables_is_an_error_of_one_line(
 def test_endless_nan_is_an_error_with_advice(
     run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(trainer, "loss_values", lambda report: loss_values(report) * torch.nan)
+    monkeypatch.setattr(step, "loss_values", lambda report: loss_values(report) * torch.nan)
     assert run("recovery.max_skips=1", "recovery.max_rollbacks=1") == 2
     assert re.search(r"error: step 1: loss, .* not finite .*Lower optimizer\.lr", capsys.readouterr().err)
 
