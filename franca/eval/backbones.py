@@ -21,7 +21,7 @@ from franca.eval.class_attention import class_token_attention
 from franca.eval.errors import EvalError
 from franca.eval.loaders import ModelName, load_network
 from franca.eval.networks import blocks_of, channels_of, last_tokens, settings_of
-from franca.eval.rasa_heads import rasa_for
+from franca.eval.rasa_heads import check_width, rasa_for
 from franca.eval.tokens import Tokens, patch_size_of
 from franca.hub.checkpoint import hash_tensors
 from franca.hub.load import ENTRY_POINTS
@@ -44,6 +44,7 @@ class Backbone:
         mean, std: of the pixel values in [0, 1] that it expects, per channel.
         rasa: a head that the patches of the last block go through.
         source: what else than tensors and settings says which function it is: part of the hash.
+        levels: parts of the feature that had a Matryoshka head of their own in training; empty where it isn't known.
     """
 
     def __init__(
@@ -54,9 +55,10 @@ class Backbone:
         std: Sequence[float] = IMAGENET_STD,
         rasa: RASAHead | None = None,
         source: str = "",
+        levels: Sequence[float] = (),
     ) -> None:
         self.model, self.name, self.rasa, self.source = model, name, rasa, source
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean, self.std, self.levels = tuple(mean), tuple(std), tuple(levels)
         self.patch_size = patch_size_of(model)  # side in pixels; None: it doesn't say
         self.channels = channels_of(model) or len(self.mean)
         self.blocks = blocks_of(model)  # how many of the last blocks can be asked for; 1 of any function
@@ -106,11 +108,7 @@ class Backbone:
 
     def _debiased(self, patches: Tensor) -> Tensor:
         assert self.rasa is not None
-        if patches.shape[-1] != self.rasa.input_dim:
-            raise EvalError(
-                f"the RASA head reads patch features of width {self.rasa.input_dim}, those of {self.name} have "
-                f"{patches.shape[-1]}: give the head that was trained for this network"
-            )
+        check_width(self.rasa, patches.shape[-1], self.name)
         with torch.autocast(patches.device.type, enabled=False):
             return self.rasa(patches)
 
@@ -138,7 +136,8 @@ def load_backbone(
     asked = parse(model, rasa, num_heads, img_size)
     loaded = load_network(asked)
     source = "" if asked.kind in ("franca", "untrained") else f"{asked.kind}:{asked.repo}:{asked.name}"
-    return Backbone(loaded.model, model, loaded.mean, loaded.std, rasa_for(loaded.model, asked), source)
+    rasa_head = rasa_for(loaded.model, asked)
+    return Backbone(loaded.model, model, loaded.mean, loaded.std, rasa_head, source, loaded.levels)
 
 
 def parse(model: str, rasa: str | None = None, num_heads: int | None = None, img_size: int | None = None) -> ModelName:

@@ -15,8 +15,8 @@ from franca.distributed import place
 from franca.eval.datasets import LAYOUTS
 from franca.eval.errors import EvalError
 from franca.eval.evaluate import Question, evaluate
+from franca.eval.overview import overview
 from franca.eval.registry import PROTOCOLS
-from franca.eval.result import table
 from franca.hub import CheckpointError, DownloadError
 
 MODELS = """\
@@ -57,7 +57,7 @@ def ask(options: argparse.Namespace) -> None:
     answer = evaluate(Question(**known, slices=parse_slices(options.slice), stored_as=options.store))
     if speaks:
         if answer.records:
-            print(table(answer.records))
+            print(overview(answer.records))
         print(answer.folder)
 
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +24,11 @@ Item = TypeVar("Item")
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 30.0
 DIVISORS = (1, 2, 4, 8, 16, 32, 64)  # of the width: the slices d, d/2 … d/64
+
+
+def slice_name(divisor: int) -> str:
+    """d, d/2 …"""
+    return "d" if divisor == 1 else f"d/{divisor}"
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Context:
     batch_size: int = 64
     workers: int = 0  # processes that decode images
     slices: tuple[int, ...] = (1,)  # divisors of the width: 1 is the whole feature, 2 its first half; (): all there are
+    _said: set[str] = field(default_factory=set)  # warnings
 
     @property
     def backbone(self) -> Backbone:
@@ -71,13 +77,28 @@ class Context:
         return self.engine.tokens(pixels, blocks)
 
     def widths(self, dim: int) -> dict[str, int]:
-        """The slices asked for, widest first: {"d": 768, "d/2": 384}. Raises EvalError for one of no whole feature."""
+        """The slices asked for, widest first: {"d": 768, "d/2": 384}.
+
+        d/2 … d/64 are rounded down, with a warning, where they are no whole number of features (thumbnails, colours).
+
+        Raises EvalError for a slice without a feature, and for any other that is no whole number of them.
+        """
         divisors = set(self.slices) or {divisor for divisor in DIVISORS if divisor <= dim}
-        widths = {"d" if divisor == 1 else f"d/{divisor}": dim // divisor for divisor in sorted(divisors)}
-        for name, width in widths.items():
+        widths = {slice_name(divisor): dim // divisor for divisor in sorted(divisors)}
+        for divisor, (name, width) in zip(sorted(divisors), widths.items(), strict=True):
             if width < 1:
                 raise EvalError(f"--slice {name}: a feature of width {dim} has no such slice; choose a wider one")
+            if dim % divisor:
+                self._say_rounded(name, width, dim, divisor)
         return widths
+
+    def _say_rounded(self, name: str, width: int, dim: int, divisor: int) -> None:
+        part = f"--slice {name} of {dim} features is no whole number of them ({dim / divisor:.2f})"
+        if divisor not in DIVISORS:
+            raise EvalError(f"{part}: choose a divisor of {dim}, such as d/2")
+        if part not in self._said:
+            self._said.add(part)
+            logger.warning("%s: the first %d are taken", part, width)
 
     def track(self, items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
         """As `track`."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -15,8 +16,9 @@ from franca import __version__
 from franca.config import read_config
 from franca.devices import choose_device, choose_precision
 from franca.distributed import is_main, on_main, place, process_group
+from franca.eval import figures
 from franca.eval.backbones import Backbone, load_backbone
-from franca.eval.context import Context, Engine, track
+from franca.eval.context import DIVISORS, Context, Engine, slice_name, track
 from franca.eval.datasets import OpenedSplit, open_split
 from franca.eval.errors import EvalError
 from franca.eval.protocol import Protocol, Task
@@ -24,6 +26,7 @@ from franca.eval.registry import PROTOCOLS, Entry
 from franca.eval.result import Origin, records_of, write_results
 from franca.eval.store import FeatureStore
 
+logger = logging.getLogger(__name__)
 RESULTS = "results.json"
 CHANNELS = 3  # of every data set
 
@@ -86,6 +89,7 @@ def evaluate(question: Question) -> Answer:
             raise EvalError(
                 f"--model {question.model} looks at {backbone.channels} channels, data sets give {CHANNELS}"
             )
+        _say_untrained(question.slices or DIVISORS, backbone)
         task = open_task(entry, question)
         precision = choose_precision(question.precision, device)
         origin = _origin(question, config, backbone, task, device, precision)
@@ -107,7 +111,27 @@ def evaluate(question: Question) -> Answer:
         records = records_of(origin, scores, store.left_out)
         if is_main():
             write_results(folder / RESULTS, asdict(origin), records)
+            _draw(folder, origin, records)
     return Answer(folder, records)
+
+
+def _say_untrained(divisors: Sequence[int], backbone: Backbone) -> None:
+    """Which slices no head of the training read: they are scored all the same."""
+    trained = [round(1 / level) for level in backbone.levels]
+    without = [slice_name(divisor) for divisor in divisors if divisor not in trained]
+    if trained and without:
+        levels = ", ".join(map(slice_name, sorted(trained)))
+        logger.info("slices without a head of their own in training (levels %s): %s", levels, ", ".join(without))
+
+
+def _draw(folder: Path, origin: Origin, records: list[dict[str, Any]]) -> None:
+    """Scores by slice, where several were asked for and matplotlib is installed."""
+    if not figures.can_draw():
+        return
+    from franca.eval.figures.slice_curves import slice_figure
+
+    title = f"{origin.protocol}, {figures.short_name(origin.model)} on {origin.data} {origin.split}"
+    slice_figure(folder / "scores_by_slice.png", records, title)
 
 
 def open_task(protocol: Entry, question: Question) -> Task:

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from franca.models import VisionTransformer
 
 UNTRAINED_SEED = 0
 TEACHER = "teacher.pth"  # what training leaves in the folder of a run
+PUBLISHED_LEVELS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the authors' weights (paper Sec. 2.1)
 LOCAL_DIR = "local-dir:"  # how timm calls a folder
 
 
@@ -41,18 +42,19 @@ class ModelName:
     weights: str | None = None  # franca entry points alone: which published weights
     num_heads: int | None = None  # checkpoint files alone: attention heads, where the file doesn't tell
     img_size: int | None = None  # franca alone: side of the images for whose grid positions are stored
-    rasa: str | None = None  # franca alone: "inside" or a file; the head is attached to the network
+    rasa: str | None = None  # "inside" or a file; a head inside a Franca file is attached to the network
     said: str = ""  # for errors: how the user named the model
     chosen: str = ""  # for errors: how the user chose the kind
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network, or a function of images, and how its images are normalised."""
+    """A network, or a function of images; how its images are normalised; its Matryoshka levels where they are known."""
 
     model: Callable[..., Any]
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
+    levels: Sequence[float] = ()  # parts of the feature that had a head of their own in training, growing up to 1
 
 
 def load_network(asked: ModelName) -> Loaded:
@@ -70,15 +72,23 @@ def load_network(asked: ModelName) -> Loaded:
 
 def _franca(asked: ModelName) -> Loaded:
     options: dict[str, Any] = {"img_size": asked.img_size, "use_rasa_head": asked.rasa == "inside"}
-    if asked.rasa not in (None, "inside"):
-        options["RASA_local_state_dict"] = asked.rasa
     with _in_words(asked):
         if asked.name in ENTRY_POINTS:
-            return Loaded(load_model(asked.name, weights=asked.weights, **options))
+            return Loaded(load_model(asked.name, weights=asked.weights, **options), levels=PUBLISHED_LEVELS)
         file = _checkpoint(asked)
         about = describe(file, asked.num_heads)
         model = load_model(checkpoint=file, num_heads=asked.num_heads, **options)
-        return Loaded(model, about.get("mean", IMAGENET_MEAN), about.get("std", IMAGENET_STD))
+        return Loaded(model, about.get("mean", IMAGENET_MEAN), about.get("std", IMAGENET_STD), _levels(about))
+
+
+def _levels(about: Mapping[str, Any]) -> tuple[float, ...]:
+    """Matryoshka levels of a checkpoint that holds, or describes, its heads."""
+    for head in (about.get("heads") or {}).values():
+        if head.get("nesting"):  # a teacher file of this project
+            return tuple(head["nesting"])
+        if head.get("widths"):
+            return tuple(width / max(head["widths"]) for width in head["widths"])
+    return ()
 
 
 def _untrained(asked: ModelName) -> Loaded:

@@ -1,7 +1,7 @@
 """What an evaluation found: scores that carry everything needed to repeat them, as JSON and as a table."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -83,7 +83,7 @@ def write_results(path: Path, origin: Mapping[str, Any], records: Sequence[Mappi
     """Records as JSON, and their table beside it (.txt), whole or not at all. Raises OSError."""
     content = {"format": FORMAT, "origin": origin, "scores": list(records)}
     replace_text(path, json.dumps(content, indent=1) + "\n")
-    replace_text(path.with_suffix(".txt"), f"{origin['model']}, {origin['preset']}\n{table(records)}\n")
+    replace_text(path.with_suffix(".txt"), f"{heading(origin)}\n{table(records)}\n")
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -97,6 +97,15 @@ def read_results(path: Path) -> dict[str, Any]:
     if found != FORMAT or not complete:
         raise EvalError(f"{path} has format {found}, this version reads {FORMAT}: evaluate again")
     return content
+
+
+def heading(origin: Mapping[str, Any]) -> str:
+    """What was computed how, in a line: auto may mean another precision elsewhere."""
+    rasa = {"": "", "inside": " with RASA"}.get(origin["rasa"], f" with RASA of {origin['rasa']}")
+    return (
+        f"{origin['model']}{rasa}, preset {origin['preset']}; network in {origin['precision']} on {origin['device']}, "
+        f"features in {origin['stored_as']}"
+    )
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:
@@ -114,6 +123,12 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
         )
         for record in records
     ]
+    return columns(lines)
+
+
+def columns(rows: Iterable[Sequence[str]]) -> str:
+    """Cells of equally many columns, as aligned lines of text."""
+    lines = list(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines

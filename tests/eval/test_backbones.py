@@ -1,5 +1,6 @@
 """Backbones by what users call them, from files and folders of this machine alone."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from franca.eval.backbones import Backbone, load_backbone, parse
 from franca.eval.errors import EvalError
 from franca.eval.tokens import Tokens
 from franca.hub import CheckpointError, load_model, save_teacher
+from franca.hub.checkpoint import hash_tensors
 from franca.hub.convert import convert
 from franca.models import RASAHead, VisionTransformer
 from rasa import fold
@@ -203,8 +205,27 @@ class TestRasa:
         with pytest.raises(EvalError, match=r"head reads patch features of width 32, those of colour have 3"):
             colour(images)
         torch.save(RASAHead(16, 0).state_dict(), head[1])
-        with pytest.raises(CheckpointError, match="reads features of width 16, this backbone's have 32"):
+        with pytest.raises(EvalError, match=rf"patch features of width 16, those of --model {teacher} have 32"):
             load_backbone(str(teacher), str(head[1]))
+
+    def test_of_other_weights_is_warned_of(
+        self, teacher: Path, head: tuple[RASAHead, Path], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        file = head[1].rename(head[1].with_name("rasa.pth"))
+        own = hash_tensors(load_backbone(str(teacher)).model.state_dict())
+        facts = {"backbone": "franca:mine", "backbone_hash": own}
+        for change, warned in (
+            ({}, False),
+            ({"backbone_hash": "0" * 64}, True),
+            ({"backbone_hash": "0" * 64, "hash": hash_tensors(head[0].state_dict())}, True),
+            ({"backbone_hash": "0" * 64, "hash": "of another head"}, False),
+            ({"backbone_hash": ""}, False),
+        ):
+            caplog.clear()
+            file.with_name("rasa.json").write_text(json.dumps(facts | change))
+            load_backbone(str(teacher), str(file))
+            assert bool(caplog.records) == warned
+            assert not warned or "other weights (franca:mine, hash 000000000000) than those of" in caplog.text
 
     def test_a_file_without_one(self, teacher: Path) -> None:
         with pytest.raises(EvalError, match=r"^--rasa inside: .*teacher\.pth holds no RASA head .*--rasa FILE"):

@@ -1,6 +1,7 @@
 """`python -m franca.eval`: one way in, the same scores however many processes ask, words for what can't be asked."""
 
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import fields
@@ -70,7 +71,18 @@ def test_scores_tell_where_they_come_from(knn: list[str], tmp_path: Path, capsys
         assert score["stored_as"] == "fp16"
     assert len({score["train_hash"] for score in scores} | {scores[0]["data_hash"]}) == 2
     printed = capsys.readouterr().out.splitlines()
-    assert len([line for line in printed if line.startswith("top1")]) == len(scores)
+    assert printed[0].endswith("preset paper+; network in float32 on cpu, features in fp16")
+    assert printed[1] == "voting=soft features=cls, folder val, 28 px, augmentation none"
+    assert printed[2].split() == ["metric", "slice", "k=1", "k=3"]
+    rows = [[f"{score['value']:.1f}", "%"] for score in scores]
+    assert [line.split() for line in printed[3:-1]] == [
+        ["top1", "d", *rows[0], *rows[1]],
+        ["top1", "d/2", *rows[2], *rows[3]],
+    ]
+    kept = next((tmp_path / "results").rglob("results.txt")).read_text().splitlines()
+    assert kept[0] == printed[0]
+    assert len([line for line in kept if line.startswith("top1")]) == len(scores)
+    assert next((tmp_path / "results").rglob("scores_by_slice.png")).stat().st_size
     assert Path(printed[-1]).is_relative_to(tmp_path / "results")
 
 
@@ -118,6 +130,7 @@ def test_another_question_has_another_folder(knn: list[str], tmp_path: Path) -> 
         (["--preset", "mine"], "--preset mine: knn has paper"),
         (["--slice", "half"], "--slice half: give d, d/2"),
         (["--slice", "d/64"], "--slice d/64: a feature of width 16 has no such slice"),
+        (["--slice", "d/3"], "--slice d/3 of 16 features is no whole number of them (5.33): choose a divisor of 16"),
         (["temprature=1"], "temprature"),
         (["ks=[100]"], "27 training images"),
         (["--data", "folder:/nowhere"], "/nowhere does not exist"),
@@ -138,6 +151,21 @@ def test_what_cannot_be_asked_is_said(
 def test_all_slices_are_those_that_hold_a_feature(knn: list[str], tmp_path: Path) -> None:
     assert main([*knn, "--slice", "all", "voting=[soft]", "features=[cls]", "ks=[1]"]) == 0
     assert [score["slice"] for score in scores_in(tmp_path / "results")] == ["d", "d/2", "d/4", "d/8", "d/16"]
+
+
+def test_slices_that_no_head_was_trained_on_are_named(
+    knn: list[str], teacher: Path, model, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Levels are known where the file holds, or describes, its heads."""
+    caplog.set_level(logging.INFO)
+    short = [*knn, "voting=[soft]", "features=[cls]", "ks=[1]", "--slice", "d/8"]
+    assert main(short) == 0
+    assert "in training" not in caplog.text
+    state = {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}
+    about = {"arch": "custom", "backbone": model.config, "heads": {"dino_head": {"nesting": [0.25, 0.5, 1.0]}}}
+    save_teacher(teacher, state, about)
+    assert main(short) == 0
+    assert "slices without a head of their own in training (levels d, d/2, d/4): d/8" in caplog.text
 
 
 @pytest.mark.parametrize("words", [[], ["nothing"], ["knn"], ["compare"]])

@@ -1,6 +1,7 @@
 """Pictures mean what they claim; files are written, the same each time."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from franca.eval.figures.attention import attention_figure, attention_rows, heat
 from franca.eval.figures.curves import health_figure, loss_figure, score_figure, series, smooth, uniform_losses
 from franca.eval.figures.masks import hide, masks_figure, visibility, visibility_figure
 from franca.eval.figures.pca import foreground, otsu, patch_pca, pca_figure, shared_pca
+from franca.eval.figures.slice_curves import slice_figure
 from franca.eval.figures.widths import width_figure
+from franca.eval.result import Score
 from franca.models import MatryoshkaHead, VisionTransformer
 from franca.objective import Encoder, ObjectiveConfig, PretrainingObjective, StudentTeacher
 
@@ -23,6 +26,18 @@ def patches(seed: int = 0, dim: int = 12) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.empty(3, 5, 4, dim).exponential_(generator=generator) * torch.arange(dim, 0, -1).pow(2)
     return scores @ torch.linalg.qr(torch.randn(dim, dim, generator=generator)).Q
+
+
+# six settings of one metric, in panels by k; another, below 0, without settings
+RECORDS = [
+    asdict(score) | {"spread": score.spread, "elsewhere": False}
+    for place, name in enumerate(("d", "d/2", "d/4"))
+    for score in (
+        *(Score("top1", 40.0 - 9 * place + k, "28", {"k": k, "voting": voting}, name)
+          for k in (1, 5, 9) for voting in ("soft", "majority")),
+        Score("r2", -0.5, "28", slice=name, unit="", values=(-0.6, -0.4), seeds=(0, 1)),
+    )
+]  # fmt: skip
 
 
 class TestPatchPca:
@@ -232,14 +247,20 @@ def test_figures_are_readable_files_the_same_each_time(tmp_path) -> None:
         loss_figure(folder / "losses.png", lines, {"crop_local": 3.0})
         health_figure(folder / "health.png", lines)
         score_figure(folder / "scores.png", lines)
+        assert slice_figure(folder / "slices.png", RECORDS, "Title")
         width_figure(folder / "widths.png", scores, {"raw pixels": 40.0, "chance": 10.0}, [4, 8], "%")
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert len(files) == 8
+    assert len(files) == 9
     for name in files:
         with Image.open(tmp_path / "a" / name) as picture:
             assert picture.width >= 1000
             assert picture.convert("L").getextrema() != (255, 255)
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_one_slice_makes_no_curve(tmp_path) -> None:
+    assert not slice_figure(tmp_path / "slices.png", [each for each in RECORDS if each["slice"] == "d"], "Title")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_curves_of_an_empty_run_are_drawn(tmp_path) -> None:

@@ -70,7 +70,8 @@ def _read(file: Path) -> Column:
 def _compare(columns: list[Column], output: Path, pictures: str) -> list[str]:
     origin = columns[0].origin
     name = NAMES.get(origin["protocol"], origin["protocol"].replace("_", " ").capitalize())
-    parts = [page.paragraph(_data(origin))]
+    computed = " or ".join(sorted({column.origin["precision"] for column in columns}))
+    parts = [page.paragraph(f"{_data(origin)}. Networks in {computed}.")]
     if any(column.scores for column in columns):
         parts.append(_scores(columns))
     parts += _pictures(columns, output, pictures)
@@ -82,7 +83,7 @@ def _compare(columns: list[Column], output: Path, pictures: str) -> list[str]:
 def _data(origin: dict[str, Any]) -> str:
     trained = f"Learned on {origin['train_data']} {origin['train_split']}, scored" if origin["train_data"] else "Scored"
     options = " ".join(f"{name}={value}" for name, value in origin["options"].items())
-    return f"{trained} on {origin['data']} {origin['split']}. Settings, {origin['preset']}: {options}"
+    return f"{trained} on {origin['data']} {origin['split']}. Settings, {origin['preset']}: {options}".rstrip()
 
 
 def _scores(columns: list[Column]) -> str:
