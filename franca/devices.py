@@ -1,8 +1,10 @@
-"""Where to compute, in which precision, and how much memory that took."""
+"""Where to compute, in which precision, compiled or not, and how much memory that took."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -50,6 +52,20 @@ def _computes_in_bf16(device: torch.device) -> bool:
         capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return torch.bfloat16 in torch.accelerator.get_device_capability(device)["supported_dtypes"]
+
+
+@cache
+def compiler_trouble(device: torch.device) -> str:
+    """Why ``torch.compile`` should not be used there, "" if it works: tried once, on an addition."""
+    if device.type == "cpu":
+        return "compiling takes longer than a run on a CPU gains by it"
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    try:
+        torch.compile(torch.add)(torch.ones(8, device=device), 1)
+    except Exception as error:  # a C compiler, headers, a driver: whatever the compiler misses
+        return str(error).strip().split("\n")[0]
+    return ""
 
 
 def peak_memory(device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 import torch
 
+from franca.devices import compiler_trouble
 from franca.distributed import local_world_size, world_size
 from franca.objective import StudentTeacher
 from franca.train.config import TrainConfig
@@ -12,7 +13,7 @@ SMALLEST_TESTED_BATCH = 32  # the quickstart's
 def opening_lines(
     config: TrainConfig, pair: StudentTeacher, device: torch.device, precision: torch.dtype | None, source: str
 ) -> list[str]:
-    """Network, place, data and batch; then warnings about a small batch and idle devices."""
+    """Network, place, data and batch; then warnings about a small batch, missing compilers and idle devices."""
     batch = config.effective_batch
     place = str(device) if world_size() == 1 else f"{world_size()} × {device.type} ({config.parallel.strategy})"
     arithmetic = "fp32" if precision is None else "bf16 autocast"
@@ -26,6 +27,9 @@ def opening_lines(
             f"WARNING: effective batch {batch} is below {SMALLEST_TESTED_BATCH}, the smallest that was tested; "
             "raise data.batch_size or accumulate"
         )
+    trouble = compiler_trouble(device) if config.parallel.compile is None and device.type != "cpu" else ""
+    if trouble:
+        lines.append(f"blocks are not compiled, which makes steps slower: {trouble}")
     visible = torch.accelerator.device_count()
     if device.type != "cpu" and visible > local_world_size():
         lines.append(

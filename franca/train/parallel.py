@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from franca.devices import compiler_trouble
 from franca.distributed import build_mesh, is_main, local_world_size, world_size
 from franca.objective import Encoder, StudentTeacher
 
@@ -43,14 +44,14 @@ class ParallelConfig:
     shard_size: processes that share one copy under hybrid; 0: those of one machine.
     activation_checkpointing: none, selective (keep products and attention, compute the rest again) or full (keep the
     input of each block alone).
-    compile: torch.compile every block; the first steps take minutes.
+    compile: torch.compile every block; the first steps take minutes. None: on an accelerator where that works.
     timeout_minutes: how long a process waits for the others before it ends with an error.
     """
 
     strategy: str = "replicate"
     shard_size: int = 0
     activation_checkpointing: str = "none"
-    compile: bool = False
+    compile: bool | None = None
     timeout_minutes: float = 30.0
 
     def __post_init__(self) -> None:
@@ -61,6 +62,10 @@ class ParallelConfig:
             raise ValueError(f"parallel.shard_size={self.shard_size} must not be negative")
         if not self.timeout_minutes > 0:
             raise ValueError(f"parallel.timeout_minutes={self.timeout_minutes} must be above 0")
+
+    def compiles(self, device: torch.device) -> bool:
+        """Whether blocks are compiled on that device."""
+        return not compiler_trouble(device) if self.compile is None else self.compile
 
     def shards(self, ranks: int, per_machine: int) -> int:
         """Processes that share one copy. Raises ValueError when the processes can't be grouped so."""
@@ -78,9 +83,10 @@ def parallelize(
     precision: what autocast computes in; parameters are gathered in it and gradients summed in fp32.
     Raises ValueError when ``config`` doesn't fit the number of processes.
     """
+    compiled = config.compiles(device)
     for network in (pair.student, pair.teacher):
         for block in network.backbone.blocks:
-            prepare_block(block, config, learns=network is pair.student)
+            prepare_block(block, config, learns=network is pair.student, compiled=compiled)
     if world_size() == 1:
         pair.to(device)
         return None
@@ -91,13 +97,17 @@ def parallelize(
     return mesh
 
 
-def prepare_block(block: nn.Module, config: ParallelConfig, learns: bool) -> None:
-    """Recompute and compile what a block computes, as configured; the teacher stores nothing to recompute."""
+def prepare_block(block: nn.Module, config: ParallelConfig, learns: bool, compiled: bool = False) -> None:
+    """Recompute and compile what a block computes, as configured; the teacher stores nothing to recompute.
+
+    Each set of shapes is compiled for itself: there are two, the teacher's and the student's. Left to itself the
+    compiler would take the second for the sign that shapes change, and make a slower graph for any.
+    """
     compute: Callable[..., Tensor] = block.forward
     if learns and config.activation_checkpointing != "none":
         compute = _recomputed(compute, config.activation_checkpointing)
-    if config.compile:
-        compute = torch.compile(compute)
+    if compiled:
+        compute = torch.compile(compute, dynamic=False)
     block.forward = compute
 
 

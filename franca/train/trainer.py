@@ -215,7 +215,8 @@ class Trainer:
             if self.evaluate is not None:
                 self.lines.scores(self.state.step, self.evaluate(backbone))
 
-        on_main(score)
+        with torch.compiler.set_stance("eager_on_recompile"):  # its shapes are not worth a compilation
+            on_main(score)
 
     def _whole_backbone(self) -> nn.Module:
         """The teacher's backbone as rank 0 can use it alone."""

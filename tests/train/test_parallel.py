@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from franca import devices
 from franca.config import ConfigError
 from franca.models import VisionTransformer
+from franca.train import parallel
 from franca.train.config import TrainConfig
 from franca.train.parallel import ParallelConfig, prepare_block, whole_state
 from franca.train.trainer import Trainer
@@ -126,29 +128,71 @@ def test_the_teacher_is_not_recomputed() -> None:
     assert counted.count == len([m for m in model.blocks.modules() if isinstance(m, nn.Linear)])
 
 
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
-@pytest.mark.parametrize("how", ["none", "full"])
-def test_all_blocks_compile_once(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs = []
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """All graphs that torch.compile makes, which are run as they are."""
+    found: list[torch.fx.GraphModule] = []
 
     def backend(module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
-        graphs.append(module)
+        found.append(module)
         return module.forward
 
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=backend))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=backend, **options))
     torch._dynamo.reset()
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("how", ["none", "full"])
+def test_all_blocks_compile_once(how: str, graphs: list[torch.fx.GraphModule]) -> None:
     plain, changed = network(), network()
     for model in (plain, changed):
         for block in model.blocks:
             block.drop_path_rate = 0.0
     for block in changed.blocks:
-        prepare_block(block, ParallelConfig(activation_checkpointing=how, compile=True), learns=True)
+        prepare_block(block, ParallelConfig(activation_checkpointing=how), learns=True, compiled=True)
     expected, found = gradients(plain), gradients(changed)
     assert len(graphs) == 1
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient)
     assert changed.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_teacher_and_student_compile_once_each_for_their_own_shapes(graphs: list[torch.fx.GraphModule]) -> None:
+    """Whatever crops stochastic depth draws, and whatever else is evaluated now and then."""
+    teacher, student = network().eval().requires_grad_(False), network()
+    for model in (teacher, student):
+        for block in model.blocks:
+            prepare_block(block, ParallelConfig(), learns=model is student, compiled=True)
+    for _ in range(3):
+        teacher(torch.randn(4, 3, 28, 28))
+        torch.cat(student([torch.randn(4, 3, 28, 28), torch.randn(8, 3, 14, 14)])).sum().backward()
+        assert len(graphs) == 2
+    inputs = [node.meta["example_value"] for graph in graphs for node in graph.graph.nodes if node.op == "placeholder"]
+    assert not any(isinstance(size, torch.SymInt) for value in inputs for size in value.shape)
+    with torch.compiler.set_stance("eager_on_recompile"):
+        teacher(torch.randn(3, 3, 28, 28))
+    assert len(graphs) == 2
+
+
+def test_blocks_are_compiled_on_request_or_where_the_compiler_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, elsewhere = torch.device("cpu"), torch.device("meta")
+    assert [ParallelConfig(compile=way).compiles(cpu) for way in (True, False, None)] == [True, False, False]
+    trouble = {"cpu": "slow", "meta": ""}
+    monkeypatch.setattr(parallel, "compiler_trouble", lambda device: trouble[device.type])
+    assert [ParallelConfig(compile=way).compiles(elsewhere) for way in (True, False, None)] == [True, False, True]
+
+
+def test_a_compiler_that_does_not_work_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no C compiler was found\nin 20 lines")
+
+    for spec, says in ((None, "Triton is not installed"), (object(), "no C compiler was found")):
+        monkeypatch.setattr(devices, "find_spec", lambda _, spec=spec: spec)
+        monkeypatch.setattr(torch, "compile", broken)
+        assert devices.compiler_trouble.__wrapped__(torch.device("meta")) == says
 
 
 def test_one_process_trains_the_same_with_recomputed_blocks(tiny: Callable[..., TrainConfig]) -> None:
