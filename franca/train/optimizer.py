@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.optim.adamw import adamw
 
 from franca.distributed import local_part, norms_over_shards
 from franca.train.schedules import CosineSchedule, StepValues
@@ -146,6 +147,7 @@ def apply_schedules(optimizer: torch.optim.Optimizer, values: StepValues) -> Non
         group["weight_decay"] = rule.weight_decay_multiplier * values.weight_decay
 
 
+@torch.no_grad()
 def clip_gradients(parts: Iterable[nn.Module], limit: float, mesh: DeviceMesh | None = None) -> Tensor:
     """Scale each part's gradient to a norm of at most ``limit`` (0: leave it); norms before clipping, one per part.
 
@@ -153,7 +155,7 @@ def clip_gradients(parts: Iterable[nn.Module], limit: float, mesh: DeviceMesh | 
     A part without gradients, such as a frozen one, has norm 0.
     """
     parts = list(parts)
-    gradients = [[local_part(p.grad) for p in part.parameters() if p.grad is not None] for part in parts]
+    gradients = [_local(p.grad for p in part.parameters() if p.grad is not None) for part in parts]
     device = next(parts[0].parameters()).device
     norms = [torch.nn.utils.get_total_norm(found) if found else torch.zeros((), device=device) for found in gradients]
     whole = norms_over_shards(torch.stack(norms), mesh)
@@ -164,12 +166,33 @@ def clip_gradients(parts: Iterable[nn.Module], limit: float, mesh: DeviceMesh | 
     return whole
 
 
+@torch.no_grad()
 def step_if_finite(optimizer: torch.optim.AdamW, finite: Tensor) -> None:
     """Take the optimizer step on the device's own word: where ``finite`` (0-dim bool) is False nothing changes.
 
-    Fused AdamW reads ``found_inf`` on the device (the hook that gradient scalers use), so nothing waits for it.
+    Fused AdamW reads ``found_inf`` on the device, so nothing waits for it. Each process steps what it holds: AdamW goes
+    entry by entry, and sharded tensors as such cost the program more time than the step itself.
     """
-    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-    optimizer.grad_scale = None  # type: ignore[attr-defined]
-    optimizer.step()
-    del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
+    found_inf = (~finite).float()
+    for group in optimizer.param_groups:
+        learning = [parameter for parameter in group["params"] if parameter.grad is not None]
+        states = [optimizer.state[parameter] for parameter in learning]
+        adamw(
+            _local(learning),
+            _local(parameter.grad for parameter in learning),
+            _local(state["exp_avg"] for state in states),
+            _local(state["exp_avg_sq"] for state in states),
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            found_inf=found_inf,
+            amsgrad=False,
+            maximize=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            **{name: group[name] for name in ("lr", "weight_decay", "eps")},
+        )
+
+
+def _local(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [local_part(tensor) for tensor in tensors]
