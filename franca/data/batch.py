@@ -13,6 +13,8 @@ from torch import Generator, Tensor
 from franca.data.masking import Mask, MaskConfig
 from franca.data.photometric import finish
 
+Finish = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 
 class SkippedFile(NamedTuple):
     """A file that could not be used, and why.
@@ -97,15 +99,18 @@ class LoadedBatch:
     changes: Tensor
     norm: Tensor
 
-    def to(self, device: torch.device | str) -> PretrainBatch:
-        """The finished batch, on the device that trains; copies from pinned memory don't wait."""
+    def to(self, device: torch.device | str, finishing: Finish = finish) -> PretrainBatch:
+        """The finished batch, on the device that trains; copies from pinned memory don't wait.
+
+        finishing: photometric.finish, or the same compiled.
+        """
         batch = self.cut.to(device)
         changes, norm = (tensor.to(device, non_blocking=True) for tensor in (self.changes, self.norm))
         local = batch.local_crops
         return replace(
             batch,
-            global_crops=finish(batch.global_crops, changes[:2].flatten(0, 1), norm),
-            local_crops=None if local is None else finish(local, changes[2:].flatten(0, 1), norm),
+            global_crops=finishing(batch.global_crops, changes[:2].flatten(0, 1), norm),
+            local_crops=None if local is None else finishing(local, changes[2:].flatten(0, 1), norm),
         )
 
     def pin_memory(self) -> "LoadedBatch":

@@ -44,7 +44,8 @@ class ParallelConfig:
     shard_size: processes that share one copy under hybrid; 0: those of one machine.
     activation_checkpointing: none, selective (keep products and attention, compute the rest again) or full (keep the
     input of each block alone).
-    compile: torch.compile every block; the first steps take minutes. None: on an accelerator where that works.
+    compile: torch.compile every block, and on an accelerator what finishes its crops; the first steps take minutes.
+    None: on an accelerator where that works.
     timeout_minutes: how long a process waits for the others before it ends with an error.
     """
 
@@ -64,7 +65,7 @@ class ParallelConfig:
             raise ValueError(f"parallel.timeout_minutes={self.timeout_minutes} must be above 0")
 
     def compiles(self, device: torch.device) -> bool:
-        """Whether blocks are compiled on that device."""
+        """Whether that device runs compiled code."""
         return not compiler_trouble(device) if self.compile is None else self.compile
 
     def shards(self, ranks: int, per_machine: int) -> int:

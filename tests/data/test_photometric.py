@@ -130,6 +130,17 @@ def test_shapes_of_the_batched_form_do_not_depend_on_values() -> None:
         assert finish(crops, rows, norm).shape == (5, 3, size, size)
 
 
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_the_batched_form_compiles_to_one_graph_of_the_same_values() -> None:
+    crops, rows, norm = _noise(5), _rows(5), AS_IT_IS.float()
+
+    def batched(crops: Tensor) -> Tensor:
+        return photometric._finish(crops, rows, norm, photometric._blurs(crops, norm), [True] * COLUMNS)
+
+    compiled = torch.compile(batched, backend="eager", fullgraph=True, dynamic=False)
+    torch.testing.assert_close(compiled(crops), batched(crops), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_other_images_keep_their_colours(channels: int) -> None:
     """With other than three channels blur and flip remain."""

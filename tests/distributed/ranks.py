@@ -91,7 +91,15 @@ def global_batch(number: int) -> PretrainBatch:
     return collate(samples, MASKS.build((GLOBAL // PATCH, GLOBAL // PATCH)), MASKS, generator)
 
 
-def share(batch: PretrainBatch, place: int, number: int) -> PretrainBatch:
+class Finished(PretrainBatch):
+    """In place of LoadedBatch: nothing is left to be done about its crops."""
+
+    def to(self, device: torch.device | str, *_: Any) -> PretrainBatch:
+        """On the device."""
+        return super().to(device)
+
+
+def share(batch: PretrainBatch, place: int, number: int) -> Finished:
     """The rank's images with the masks they have in the whole batch; rows of patches padded to those of the whole."""
     each = batch.n_images // number
 
@@ -105,7 +113,7 @@ def share(batch: PretrainBatch, place: int, number: int) -> PretrainBatch:
     assert batch.local_crops is not None
     kind = torch.get_default_dtype()
     weights = (1.0 / masks.sum(dim=1).to(kind))[found // masks.shape[1]]
-    return PretrainBatch(
+    return Finished(
         global_crops=own(batch.global_crops).to(kind),
         local_crops=own(batch.local_crops).to(kind),
         masks=masks,
