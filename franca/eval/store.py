@@ -117,7 +117,7 @@ class FeatureStore:
     def _table(self, split: OpenedSplit, view: View, parts: Parts, blocks: int) -> FeatureTable:
         about = {
             "model": self.model_hash,
-            "data": split.hash,
+            "data": split.images_hash or split.hash,
             "images": len(split.source),
             "view": repr(view),
             "parts": sorted(parts),
@@ -184,11 +184,11 @@ def _together(work: Callable[[], None]) -> None:
 
 
 def _finish(table: FeatureTable, split: OpenedSplit, parts: list[str]) -> int:
-    """Where images can't be read, rows of the readable ones alone; says which are left out, and returns how many.
+    """Where images can't be read, the rows of the others come first; says which are left out, and returns how many.
 
     Raises EvalError where none can be read, or rows are missing.
     """
-    ready, unreadable, missing = (len(table.rows_in(state)) for state in (READY, UNREADABLE, MISSING))
+    ready, unreadable, missing = (len(table.images_in(state)) for state in (READY, UNREADABLE, MISSING))
     if missing:
         raise EvalError(f"{missing} rows of {table.folder} were not written: the same command extracts them")
     name = f"{split.name} {split.split}"
@@ -198,6 +198,5 @@ def _finish(table: FeatureTable, split: OpenedSplit, parts: list[str]) -> int:
         if not ready:
             raise EvalError(f"none of {unreadable} images of {name} can be read; the first: {table.reasons()[0]}")
         logger.warning("%d of %d images of %s can't be read and are left out", unreadable, ready + unreadable, name)
-        for part in parts:
-            table.leave_out(part)
+        table.pack(parts)
     return unreadable

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from franca.eval import feature_table
 from franca.eval.datasets import OpenedSplit
 from franca.eval.errors import EvalError
 from franca.eval.feature_table import FeatureTable
@@ -62,10 +63,11 @@ def make_store(tmp_path: Path):
 def test_rows_are_those_of_the_readable_images(make_source, make_store, broken, batch_size, workers) -> None:
     source = make_source(19, classes=3, broken=broken)
     found = make_store(Embedder(), batch_size=batch_size, workers=workers).images(split_of(source), VIEW, blocks=2)
-    readable = [number for number in range(19) if number not in broken]
-    assert found.index.tolist() == readable
-    assert found.labels.tolist() == [source.labels[number] for number in readable]
-    for row, number in enumerate(readable):
+    numbers = found.index.tolist()
+    assert sorted(numbers) == [number for number in range(19) if number not in broken]
+    assert numbers == sorted(numbers) or broken  # rows move where some are missing
+    assert found.labels.tolist() == [source.labels[number] for number in numbers]
+    for row, number in enumerate(numbers):
         for block, tokens in enumerate(Embedder()(VIEW(source.images[number])[None], 2)):
             torch.testing.assert_close(found.cls[row, block], tokens.cls[0])
         torch.testing.assert_close(found.mean_patch[row, 0], tokens.patches[0].mean(dim=(0, 1)))  # of the last block
@@ -106,17 +108,40 @@ def test_what_was_stored_with_more_blocks_serves_fewer(make_source, make_store) 
 def test_an_image_that_could_not_be_read_is_tried_again(make_source, make_store, caplog) -> None:
     source = make_source(6, broken=(1, 4))
     store, split = make_store(Embedder()), split_of(source)
-    assert store.images(split, VIEW).index.tolist() == [0, 2, 3, 5]
+    assert store.images(split, VIEW).index.tolist() == [0, 5, 2, 3]
     assert store.left_out == {"made_up val": 2}
     assert "image 1: cut off" in caplog.text
     assert "image 4: cut off" in caplog.text
     caplog.clear()
     source.images[1] = make_source(6).images[1]
     again = store.images(split, VIEW)
-    assert again.index.tolist() == [0, 1, 2, 3, 5]
+    assert again.index.tolist() == [0, 5, 2, 3, 1]
     assert "image 4: cut off" in caplog.text
     assert "image 1: cut off" not in caplog.text
-    torch.testing.assert_close(again.cls[1, 0], Embedder()(VIEW(source.images[1])[None], 1)[0].cls[0])
+    for row, number in enumerate(again.index):
+        torch.testing.assert_close(again.cls[row, 0], Embedder()(VIEW(source.images[number])[None], 1)[0].cls[0])
+
+
+def test_unreadable_images_cost_no_second_table(make_source, make_store, tmp_path: Path) -> None:
+    found = make_store(Embedder()).patches(split_of(make_source(10, broken=(3, 4))), VIEW)
+    assert found.index.tolist() == [0, 1, 2, 8, 9, 5, 6, 7]
+    (table,) = (np.load(file, allow_pickle=False) for file in (tmp_path / "cache").rglob("patches*"))
+    assert torch.equal(torch.from_numpy(table[:8]), found.patches)
+
+
+def test_a_kill_while_rows_move_loses_none(make_source, make_store, monkeypatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    source = make_source(9, broken=(0, 4))
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_table, "write_atomically", killed)  # of the order, when the rows are where they will be
+        with pytest.raises(KeyboardInterrupt):
+            make_store(Embedder()).images(split_of(source), VIEW)
+    found = make_store(Embedder()).images(split_of(source), VIEW)
+    assert len(found.index) == 7
+    for row, number in enumerate(found.index):
+        torch.testing.assert_close(found.cls[row, 0], Embedder()(VIEW(source.images[number])[None], 1)[0].cls[0])
 
 
 def test_rows_that_are_missing_are_never_passed_over(make_source, make_store, monkeypatch) -> None:

@@ -4,7 +4,7 @@ Legend: H, W height and width of an image, N images.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -71,6 +71,12 @@ class OpenedSplit:
     source: Source
     hash: str  # of names, labels and file sizes; not of the place on disk
     mean_per_class: bool = False
+    images_hash: str = ""  # of names and sizes of the images alone: sets that label them otherwise share it; "": hash
+
+    def changed(self, source: Source, about: str) -> "OpenedSplit":
+        """The split with other images, or the same ones changed, which ``about`` tells from all others."""
+        images = f"{self.images_hash} {about}" if self.images_hash else ""
+        return replace(self, source=source, hash=f"{self.hash} {about}", images_hash=images)
 
     @property
     def candidates(self) -> list[int] | None:

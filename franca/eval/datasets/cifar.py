@@ -38,9 +38,11 @@ class ArrayImages:
         """Image ``index``, (3, H, W) uint8."""
         return torch.from_numpy(self.pixels[index].transpose(2, 0, 1).copy())
 
-    def files(self) -> Iterator[str]:
+    def image_files(self) -> Iterator[str]:
         """Paths of all files that the images are read from."""
         return map(str, self.origin)
+
+    files = image_files  # their labels lie in the same ones
 
 
 def cifar(path: Path, split: str, reader: Any) -> ArrayImages:

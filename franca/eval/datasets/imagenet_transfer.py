@@ -50,7 +50,8 @@ def sketch(path: Path, split: str) -> ListedImages:
 def real(path: Path, split: str) -> ListedImages:
     """ReaL (Beyer et al., 2020): the validation images, each with all labels that are right.
 
-    Images without any are left out. labels: the first of each set. Raises WrongLayout.
+    Images without any stay, so that the features of the validation set serve, and don't count. labels: the first of
+    each set, -1 where there is none. Raises WrongLayout.
     """
     folder = need(inside(path, KAGGLE) / "val")
     file = need(path / "real.json")
@@ -64,14 +65,8 @@ def real(path: Path, split: str) -> ListedImages:
     beyond = [name for name in names if val_number(name) > len(sets)]
     if beyond or not names:
         raise WrongLayout(f"{file} has {len(sets)} entries, {folder} holds {beyond[0] if beyond else 'no image'}")
-    labelled = [(name, sets[val_number(name) - 1]) for name in names if sets[val_number(name) - 1]]
-    return ListedImages(
-        folder,
-        [name for name, _ in labelled],
-        [labels[0] for _, labels in labelled],
-        wnids(),
-        label_sets=[labels for _, labels in labelled],
-    )
+    own = [sets[val_number(name) - 1] for name in names]
+    return ListedImages(folder, names, [labels[0] if labels else -1 for labels in own], wnids(), label_sets=own)
 
 
 IMAGENET_V2 = Layout(

@@ -59,9 +59,13 @@ class ListedImages:
         """Image ``index``, (3, H, W) uint8. Raises UnreadableImage."""
         return read_image(self.root / self.name(index))
 
-    def files(self) -> Iterator[str]:
+    def image_files(self) -> Iterator[str]:
         """Paths of all files that the images are read from."""
         return below(self.root, self._names)
+
+    def files(self) -> Iterator[str]:
+        """Paths of all files that decide what the set holds, where its lists don't: those of the images."""
+        return self.image_files()
 
 
 class MaskedImages(ListedImages):

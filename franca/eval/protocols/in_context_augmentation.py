@@ -1,6 +1,6 @@
 """Random crops and colours for the memory of in-context segmentation, as open-hummingbird-eval makes them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as F
@@ -20,7 +20,7 @@ def augmented(split: OpenedSplit, size: int, seed: int) -> OpenedSplit:
     """Each image of the split as a random crop of ``size`` x ``size`` pixels with random colours, its mask likewise."""
     source = AugmentedImages(with_masks(split.source), size, seed)
     about = f"crop scale={SCALE} colour strength={STRENGTH} p={PROBABILITY} size={size} seed={seed}"
-    return replace(split, source=source, hash=f"{split.hash} {about}")
+    return split.changed(source, about)
 
 
 @dataclass

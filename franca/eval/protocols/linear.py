@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 CHOICES = ("held_out", "test")
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
+MANY_EPOCHS = 100
 RATES_HOLD_FOR = 256  # images in a batch
 
 
@@ -212,6 +213,7 @@ def _train(
     """All classifiers, trained, in the first process; in the others as they began."""
     rows = learn if config.augment or stored is None else torch.isin(stored.index, learn).nonzero()[:, 0]
     size = min(config.batch_size, len(rows))
+    _hint(config.steps, size, len(rows))
     rates = [rate * size / RATES_HOLD_FOR for rate in config.rates]
     classes = len(train.source.classes)
     grid = HeadGrid(reads, rates, classes, config.steps, context.device, config.momentum, config.seed)
@@ -232,6 +234,16 @@ def _train(
             if progress.due or grid.step == grid.steps:
                 progress.keep("grid", grid.state())
     return grid
+
+
+def _hint(steps: int, size: int, images: int) -> None:
+    """The default number of steps is made for ImageNet: say it where the set is so small that far fewer do."""
+    epochs = steps * size / images
+    if epochs > MANY_EPOCHS:
+        logger.warning(
+            "steps=%d with batches of %d are %.0f epochs of %d images; steps=%d makes %d of them, in less time",
+            *(steps, size, epochs, images, -(-MANY_EPOCHS * images // size), MANY_EPOCHS),
+        )
 
 
 def _best(grid: HeadGrid, kinds: list[HeadInput], choice: TestSet) -> tuple[LinearHead, dict[str, Any]]:

@@ -1,7 +1,6 @@
 """What the linear probe learns from, step by step: stored features, or features of random crops made on the way.
 
-Step s takes the places s * B … (s + 1) * B - 1 of an endless row of random orders of all images, so that a continued
-training, another number of workers or of processes sees the same batches.
+Step s takes the places s * B … (s + 1) * B - 1 of an `Order`.
 
 Legend: N images, B images of a batch, D width of a token.
 """
@@ -20,9 +19,11 @@ from franca.data.sources import Source
 from franca.distributed import gather_rows, rank, world_size
 from franca.eval.context import Context
 from franca.eval.errors import EvalError
+from franca.eval.protocols.order import Order
 from franca.eval.store import ImageFeatures
 from franca.eval.tokens import Tokens, class_token, mean_patch
 
+ORDER = "linear order"
 CROP_SCALE = [0.08, 1.0]  # least and largest share of the image's area
 FLIP = 0.5
 TRIED = 100  # images that can't be read, one after another
@@ -37,26 +38,6 @@ class Batch:
     labels: Tensor  # (B,)
 
 
-class Order:
-    """Which of N things stand at a place of the endless row of random orders."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed = count, seed
-        self._turn, self._order = -1, torch.empty(0, dtype=torch.int64)
-
-    def at(self, first: int, length: int) -> Tensor:
-        """Things at the places first … first + length - 1, (length,)."""
-        found = []
-        while length:
-            turn, place = divmod(first, self.count)
-            if turn != self._turn:
-                random = generator("linear order", self.seed, turn)
-                self._turn, self._order = turn, torch.randperm(self.count, generator=random)
-            found.append(self._order[place : place + length])
-            first, length = first + len(found[-1]), length - len(found[-1])
-        return torch.cat(found)
-
-
 def stored_batches(
     features: ImageFeatures, labels: Tensor, rows: Tensor, size: int, steps: range, seed: int, device: torch.device
 ) -> Iterator[Batch]:
@@ -66,7 +47,7 @@ def stored_batches(
         labels: (N,) of the features. rows: (n,) numbers of those to learn from.
         size: B.
     """
-    order = Order(len(rows), seed)
+    order = Order(len(rows), ORDER, seed)
     for step in steps:
         chosen = rows[order.at(step * size, size)]
         yield Batch(
@@ -91,7 +72,7 @@ def augmented_batches(
     share = -(-size // world_size())
     loader = DataLoader(
         _Crops(source, numbers, crop, seed),
-        batch_sampler=_Shares(Order(len(numbers), seed), size, share, steps),
+        batch_sampler=_Shares(Order(len(numbers), ORDER, seed), size, share, steps),
         num_workers=context.workers,
         generator=torch.Generator(),  # else the loader draws its seed from the process's random state
     )

@@ -16,11 +16,13 @@ from torchvision.transforms.v2.functional import InterpolationMode
 
 from franca.data.errors import UnreadableImage
 from franca.data.pixel_ops import draw, shift_hue
-from franca.data.random_streams import generator, shuffled
+from franca.data.random_streams import generator
 from franca.eval.datasets import VOID, SegmentationSource
+from franca.eval.protocols.order import Order
 
 logger = logging.getLogger(__name__)
 
+ORDER = "linear segmentation order"
 LONGEST = 2048  # pixels of the longer side, at most, where the shorter side gets the size of a crop
 ATTEMPTS = 10  # to find a crop that one class doesn't fill
 MOST_OF_ONE_CLASS = 0.75
@@ -133,14 +135,14 @@ def _as_pixels(values: Tensor) -> Tensor:
 
 
 class _Samples(Dataset[tuple[Tensor, Tensor] | None]):
-    """Sample n, from the image that stands at n in an endless list of shuffled epochs; None where it can't be read."""
+    """Sample n, from the image that stands at place n of an `Order`; None where it can't be read."""
 
     def __init__(self, source: SegmentationSource, settings: CropSettings, seed: int) -> None:
         self.source, self.settings, self.seed = source, settings, seed
+        self.order = Order(len(source), ORDER, seed)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | None:
-        epoch, place = divmod(number, len(self.source))
-        index = shuffled(place, len(self.source), "linear segmentation order", self.seed, epoch)
+        index = int(self.order.at(number, 1))
         try:
             image, mask = self.source.load(index), self.source.mask(index)
         except UnreadableImage as error:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from franca.data.errors import UnreadableImage
-from franca.data.random_streams import shuffled
 from franca.eval.context import Context
 from franca.eval.datasets import SegmentationSource
-from franca.eval.protocols.linear_segmentation_crops import CropSettings, crop_batches
+from franca.eval.protocols.linear_segmentation_crops import ORDER, CropSettings, crop_batches
 from franca.eval.protocols.linear_segmentation_head import class_scores, enlarge
 from franca.eval.protocols.linear_segmentation_windows import WindowSettings, predict
+from franca.eval.protocols.order import Order
 from franca.eval.store import PatchFeatures
 from franca.eval.views import Squash
 
@@ -117,9 +117,9 @@ class WholeImages:
 
     def batches(self, seed: int, batch: int, steps: range) -> Iterator[tuple[Tensor, Tensor]]:
         """As `Side.batches`."""
-        device = self.context.device
+        device, order = self.context.device, Order(self.images, ORDER, seed)
         for step in steps:
-            rows = torch.tensor([self._row(seed, number) for number in range(step * batch, (step + 1) * batch)])
+            rows = order.at(step * batch, batch)
             yield self.stored.patches[rows].to(device).float(), self.masks[rows].to(device)
 
     def tests(self) -> int:
@@ -132,10 +132,6 @@ class WholeImages:
             mask = self.test.mask(int(self.queries.index[place]))
             scores = class_scores(heads, self.queries.patches[place : place + 1].to(self.context.device).float())
             yield mask, {name: enlarge(grid, *mask.shape)[0].argmax(dim=0).cpu() for name, grid in scores.items()}
-
-    def _row(self, seed: int, number: int) -> int:
-        epoch, place = divmod(number, self.images)
-        return shuffled(place, self.images, "linear segmentation order", seed, epoch)
 
 
 class _Whole(Dataset[tuple[Tensor, Tensor]]):

@@ -8,7 +8,7 @@ clusters say nothing about the place. Things have their usual places as well, so
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -81,7 +81,7 @@ def run(context: Context, task: Task, config: PositionBiasConfig) -> Iterator[Sc
 def some_images(split: OpenedSplit, most: int) -> OpenedSplit:
     """At most so many images of a split, spread over it."""
     source = evenly_spaced(split.source, most)
-    return split if source is split.source else replace(split, source=source, hash=f"{split.hash}/{most}")
+    return split if source is split.source else split.changed(source, f"{most} images")
 
 
 def measure(context: Context, features: Tensor, config: PositionBiasConfig) -> Slice:

@@ -68,33 +68,65 @@ def test_the_probe_learns_from_random_crops(colours, tmp_path) -> None:
     assert scores(tmp_path / "1") == [found]
 
 
-def test_transfer_sets_of_imagenet_are_scored_by_their_class_maps(tmp_path) -> None:
-    """Three of the 1000 classes; -R allows 200, ReaL calls two of three images something else as well."""
+SETS = ("v2", "a", "r", "sketch", "real")
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three of ImageNet's classes in three colours, and its five transfer sets beside them.
+
+    Of the 200 classes of -A and -R the others' images can't be read. ReaL has another label as well for the first
+    image, another one for the second, two others for the third, none for the fourth, of the second class.
+    """
+    folder = tmp_path_factory.mktemp("imagenet")
     chosen = dict(zip(wnids()[::400], COLOURS.values(), strict=True))
     for number, (wnid, colour) in enumerate(chosen.items()):
         names = [f"train/{wnid}/{n}.png" for n in range(12)] + [f"val/{wnid}/ILSVRC2012_val_0000000{number + 1}.JPEG"]
-        names += [f"imagenetv2-matched-frequency-format-val/{400 * number}/0.png", f"imagenet-r/{wnid}/0.png"]
+        names += [f"val/{wnid}/ILSVRC2012_val_00000004.JPEG"] * (number == 1)
+        names += [f"imagenetv2-matched-frequency-format-val/{400 * number}/0.png", f"sketch/{wnid}/sketch_0.JPEG"]
+        names += [f"imagenet-a/{wnid}/0.png", f"imagenet-r/{wnid}/0.png"]
         for name in names:
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (40, 40), colour).save(tmp_path / name)
-    others = [wnid for wnid in wnids() if wnid not in chosen][:197]
-    for wnid in others:  # images that can't be read: 200 classes are there
-        (tmp_path / "imagenet-r" / wnid).mkdir()
-        (tmp_path / "imagenet-r" / wnid / "0.png").write_bytes(b"no image")
-    (tmp_path / "real.json").write_text(json.dumps([[7, 0], [7], [800, 9]]))
-    transfer = ",".join(f"imagenet_{name}:{tmp_path}" for name in ("v2", "r", "real"))
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (50 if "-r" in name else 40, 40), colour).save(folder / name)
+    for wnid in [wnid for wnid in wnids() if wnid not in chosen][:197]:
+        for name in ("imagenet-a", "imagenet-r"):
+            (folder / name / wnid).mkdir()
+            (folder / name / wnid / "0.png").write_bytes(b"no image")
+    # one drawing of the first class is called the last: two of three are right
+    (folder / f"sketch/{wnids()[0]}/sketch_0.JPEG").rename(folder / f"sketch/{wnids()[800]}/sketch_1.JPEG")
+    (folder / "real.json").write_text(json.dumps([[7, 0], [7], [800, 9], []]))
+    return folder
+
+
+def test_transfer_sets_of_imagenet_are_scored_by_their_class_maps(imagenet, tmp_path, caplog) -> None:
+    transfer = ",".join(f"imagenet_{name}:{imagenet}" for name in SETS)
     settings = ["steps=60", "batch_size=16", "rates=[5.0]", "holdout=0.25", f"transfer=[{transfer}]"]
-    command = arguments("linear", tmp_path, tmp_path / "results", *settings)
-    command[command.index(str(tmp_path))] = f"imagenet:{tmp_path}"
+    command = arguments("linear", imagenet, tmp_path / "results", *settings)
+    command[command.index(str(imagenet))] = f"imagenet:{imagenet}"
     assert main(command) == 0
     (file,) = (tmp_path / "results").glob("*/results.json")
-    found = {score["data"]: score["value"] for score in json.loads(file.read_text())["scores"]}
-    assert found == {
+    scores = json.loads(file.read_text())["scores"]
+    assert {score["data"]: score["value"] for score in scores} == {
         "imagenet": 100.0,
         "imagenet_v2": 100.0,
+        "imagenet_a": 100.0,
         "imagenet_r": 100.0,
+        "imagenet_sketch": pytest.approx(200 / 3),
         "imagenet_real": pytest.approx(200 / 3),
     }
+    assert [score["elsewhere"] for score in scores] == [False, True, True, True, True, True]
+    assert scores[0]["left_out"] == dict.fromkeys(["imagenet_a test", "imagenet_r test"], 197) | dict.fromkeys(
+        [
+            "imagenet train",
+            "imagenet val",
+            "imagenet_v2 matched-frequency",
+            "imagenet_sketch test",
+            "imagenet_real val",
+        ],
+        0,
+    )
+    # ReaL looks at the validation images, whose features are there
+    assert len(list((tmp_path / "results" / "features").iterdir())) == 6
 
 
 def test_the_same_command_goes_on_with_an_interrupted_probe(colours, tmp_path, monkeypatch) -> None:

@@ -115,6 +115,15 @@ def test_classifiers_of_another_question_are_not_reused(problem, monkeypatch, ch
     assert all(score.values == (score.value,) for score in found)
 
 
+@pytest.mark.parametrize(("steps", "said"), [(60, False), (451, True)])
+def test_many_epochs_of_a_small_set_are_said_before(problem, caplog, monkeypatch, steps, said) -> None:
+    """72 images to learn from, 16 in a batch: 450 steps are 100 epochs."""
+    monkeypatch.setattr(linear, "stored_batches", lambda *_: iter(()))
+    list(run(*problem(), replace(SMALL, steps=steps)))
+    hint = f"steps={steps} with batches of 16 are 100 epochs of 72 images; steps=450 makes 100 of them, in less time"
+    assert (hint in [record.getMessage() for record in caplog.records]) == said
+
+
 @pytest.mark.parametrize("unusable", ["classes", "holdout"])
 def test_what_can_not_be_asked_is_refused_before_any_feature_is_made(problem, unusable) -> None:
     context, task = problem()

@@ -6,9 +6,9 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from franca.eval.errors import EvalError
-from franca.eval.protocols.linear_batches import Order
 from franca.eval.protocols.linear_grid import HeadGrid
 from franca.eval.protocols.linear_head import HeadInput, LinearHead, load_head, save_head
+from franca.eval.protocols.order import Order
 from franca.eval.store import ImageFeatures
 
 READS = [HeadInput(1, 6), HeadInput(3, 6, 5), HeadInput(2, 3)]
@@ -92,14 +92,15 @@ def test_a_restored_grid_goes_on_as_if_nothing_had_happened() -> None:
 
 
 def test_every_turn_of_the_order_is_a_permutation() -> None:
-    order = Order(7, seed=1)
+    order = Order(7, "a", 1)
     places = order.at(0, 28)
     for turn in places.split(7):
         assert turn.sort().values.tolist() == list(range(7))
     assert not torch.equal(places[:7], places[7:14])
-    pieces = [Order(7, seed=1).at(first, 4) for first in range(0, 28, 4)]
+    pieces = [Order(7, "a", 1).at(first, 4) for first in range(0, 28, 4)]
     assert torch.equal(torch.cat(pieces), places)
-    assert not torch.equal(Order(7, seed=2).at(0, 28), places)
+    for other in (Order(7, "a", 2), Order(7, "b", 1)):
+        assert not torch.equal(other.at(0, 28), places)
 
 
 def test_a_saved_head_is_read_back(tmp_path) -> None:

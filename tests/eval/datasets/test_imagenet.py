@@ -196,8 +196,18 @@ class TestReal:
         found = {
             Path(opened.source.name(index)).name: labels for index, labels in enumerate(opened.label_sets)
         }  # in whatever order the folders bring
-        assert found == {val_name(1): [5], val_name(3): [7, 2]}
-        assert sorted(opened.source.labels) == [5, 7]
+        assert found == {val_name(number): labels for number, labels in enumerate(self.SETS, 1)}
+        assert sorted(opened.source.labels) == [-1, -1, 5, 7]
+
+    def test_it_shares_the_features_of_the_validation_set(self, real: Path) -> None:
+        for number in (1, 2, 3, 4):
+            picture(real / "val" / FIRST / val_name(number))
+        val, other = (
+            open_split(f"{name}:{real}", None, "test", "classification") for name in ("imagenet", "imagenet_real")
+        )
+        assert val.images_hash == other.images_hash
+        assert val.hash != other.hash
+        assert len({split.images_hash for split in (val, val.changed(val.source, "cropped"))}) == 2
 
     def test_the_published_file(self, tmp_path: Path) -> None:
         pytest.importorskip("timm")
@@ -208,7 +218,7 @@ class TestReal:
         for number in (1, 2, 3, 50_000):
             picture(tmp_path / "val" / val_name(number))
         opened = open_split(f"imagenet_real:{tmp_path}", None, "test", "classification")
-        assert opened.label_sets == [sets[number - 1] for number in (1, 2, 3, 50_000) if sets[number - 1]]
+        assert opened.label_sets == [sets[number - 1] for number in (1, 2, 3, 50_000)]
 
     def test_more_images_than_entries(self, real: Path) -> None:
         picture(real / "val" / val_name(9))

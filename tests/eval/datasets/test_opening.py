@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from franca.eval.datasets import LAYOUTS, open_split
 from franca.eval.errors import EvalError
@@ -104,6 +105,17 @@ class TestHash:
     def test_it_does_not_depend_on_the_place(self, animals) -> None:
         shutil.copytree(animals, animals.parent / "moved")
         assert self.opened(animals) == self.opened(animals.parent / "moved")
+
+    def test_features_are_told_apart_by_what_the_images_show(self, tmp_path) -> None:
+        """Names and sizes are the same."""
+        for name in ("one", "other", "again"):
+            (tmp_path / name).mkdir()
+            Image.new("RGB", (8, 8), "blue" if name == "other" else "red").save(tmp_path / name / "0.bmp")
+        one, other, again = (
+            open_split(str(tmp_path / name), "all", "test", "images") for name in ("one", "other", "again")
+        )
+        assert one.hash == other.hash
+        assert one.images_hash == again.images_hash != other.images_hash
 
     def test_splits_differ(self, animals) -> None:
         assert self.opened(animals) != self.opened(animals, "val")
