@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from franca.data.batch import PretrainBatch
+from franca.data.batch import LoadedBatch, PretrainBatch
+from franca.data.photometric import finish
 from franca.devices import compute_in
 from franca.distributed import gather_rows, logsumexp_over_ranks, mean_over_ranks, rank
 from franca.objective import LossReport, PretrainingObjective, StudentTeacher, Targets
@@ -41,6 +42,12 @@ class TrainingStep:
         self.schedules = config.schedules()
         names = metric_names(len(config.heads.nesting))
         self.meter, self.guard = Meter(names, device), StepGuard(names, device)
+        compiled = device.type != "cpu" and config.parallel.compiles(device)
+        self._finish = torch.compile(finish, dynamic=False) if compiled else finish
+
+    def receive(self, batch: LoadedBatch) -> PretrainBatch:
+        """What the loader gave, finished on the device; copies from pinned memory don't wait."""
+        return batch.to(self.device, self._finish)
 
     def take(self, batches: Sequence[PretrainBatch], step: int, drawn: int) -> tuple[Targets, LossReport]:
         """Step number ``step``, from 0, over ``accumulate`` micro-batches on the device.

@@ -10,7 +10,6 @@ from torch import nn
 from franca.data.batch import LoadedBatch, PretrainBatch
 from franca.data.loader import PretrainLoader
 from franca.data.mixture import describe
-from franca.data.photometric import finish
 from franca.devices import choose_device, choose_precision
 from franca.distributed import (
     is_main,
@@ -77,8 +76,6 @@ class Trainer:
             rank=rank(),
             world_size=world_size(),
         )
-        compiled = self.device.type != "cpu" and config.parallel.compiles(self.device)
-        self.finish = torch.compile(finish, dynamic=False) if compiled else finish
         self.pair = build_pair(config)
         self.output = Path(config.output)
         self.checkpoints = CheckpointFolder(self.output / "checkpoints", config.checkpoint)
@@ -159,7 +156,7 @@ class Trainer:
     def _draw(self, batches: Iterator[LoadedBatch]) -> PretrainBatch:
         with self.clock.waiting():
             batch = next(batches)
-        return batch.to(self.device, self.finish)
+        return self.training.receive(batch)
 
     def step(self, batches: list[PretrainBatch]) -> tuple[Targets, LossReport]:
         """One optimizer step over ``accumulate`` micro-batches on the device; nothing in it waits for the device.
