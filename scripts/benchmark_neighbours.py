@@ -3,9 +3,10 @@
     python scripts/benchmark_neighbours.py [--scale 0.1] [--folder /somewhere/with/space]
 
 Three cases: 50,000 queries among 1.28 million rows of width 1024 (k-NN on ImageNet-1K), 1 million patches exactly, 10
-million patches quantised with the recall against the exact search. Rows are random, in clusters, fp16, in a
-memory-mapped temporary file. Each case runs in a process of its own; its peak memory is all that the process had in
-memory, the pages of the mapped file included. --scale makes all row and query counts smaller at once.
+million patches quantised, and exactly for their recall. Rows are random, in clusters, fp16, in a memory-mapped
+temporary file. Each case runs in a process of its own; its peak memory is all that the process had in memory, the pages
+of the mapped file included. Seconds are those of the clock, and those of the processor, all threads together, which
+other work on the machine changes least. --scale makes all row and query counts smaller at once.
 """
 
 import argparse
@@ -14,8 +15,10 @@ import resource
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from rich.progress import track
@@ -24,8 +27,13 @@ from torch import Tensor
 from franca.data.random_streams import generator
 from franca.devices import choose_device
 from franca.eval.neighbours import ENGINES, nearest
+from franca.eval.protocols.in_context_config import InContextConfig
 from franca.eval.quantised_index import QuantisedIndex, recall
+from measuring.facts import aligned, facts
 
+T = TypeVar("T")
+
+HEAD = ["case", "queries", "rows", "width", "k", "clock s", "processor s", "queries/s", "TFLOP/s", "peak GiB", "recall"]
 CLUSTERS = 2000
 SPREAD = 1.0  # of rows around their centre, whose coordinates have standard deviation 1
 WRITTEN_AT_ONCE = 65_536
@@ -45,12 +53,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds, peak memory in GiB, and what the index found in percent."""
+    """One piece of work. Seconds; GiB that the process had in memory at most until then; percent that was found."""
 
-    build: float
-    search: float
+    name: str
+    clock: float
+    processor: float
     peak: float
-    recall: float | None
+    recall: float | None = None
+    searched: bool = True  # else built
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
@@ -89,25 +99,44 @@ def clustered(count: int, width: int, seed: str, file: Path | None = None) -> Te
     return rows
 
 
-def measure(case: Case, folder: str, device: str, engine: str, probes: int) -> Measured:
+def measure(case: Case, options: argparse.Namespace) -> list[Measured]:
     """Run a case in this process."""
-    with tempfile.TemporaryDirectory(dir=folder) as place:
+    with tempfile.TemporaryDirectory(dir=options.folder) as place:
         memory = clustered(case.rows, case.width, "rows", Path(place) / "rows")
         queries = clustered(case.queries, case.width, "queries")
-        started = time.perf_counter()
-        index = QuantisedIndex(memory, cosine=True, track=track) if case.quantised else None
-        built = time.perf_counter()
-        if index:
-            found = index.nearest(queries, case.k, probes)[1]
-        else:
-            found = nearest(queries, memory, case.k, choose_device(device), cosine=True, engine=engine)[1]
-        ended = time.perf_counter()
-        peak = peak_memory()
-        share = None
-        if index:
-            exact = nearest(queries, memory, case.k, choose_device(device), cosine=True, engine=engine)[1]
-            share = recall(found, exact)
-        return Measured(built - started, ended - built, peak, share)
+        return list(
+            _quantised(case, memory, queries, options) if case.quantised else _exact(case, memory, queries, options)
+        )
+
+
+def _exact(case: Case, memory: Tensor, queries: Tensor, options: argparse.Namespace) -> Iterator[Measured]:
+    device = choose_device(options.device)
+    yield timed(case.name, lambda: nearest(queries, memory, case.k, device, cosine=True, engine=options.engine))[1]
+
+
+def _quantised(case: Case, memory: Tensor, queries: Tensor, options: argparse.Namespace) -> Iterator[Measured]:
+    """Built, searched once for every number of probes, and searched exactly."""
+    index, built = timed("", lambda: QuantisedIndex(memory, cosine=True, track=track))
+    name = f"{case.name}: building, {index.lists} lists, {index.code_bytes} bytes"
+    yield replace(built, name=name, searched=False)
+    searches = []
+    for probes in options.probes:
+        found, took = timed(f"{case.name}: {probes} lists", lambda: index.nearest(queries, case.k, probes)[1])  # noqa: B023
+        searches.append((found, took))
+    exact, whole = timed(
+        f"{case.name}: all rows, exact",
+        lambda: nearest(queries, memory, case.k, choose_device(options.device), cosine=True, engine=options.engine)[1],
+    )
+    for found, took in searches:
+        yield replace(took, recall=recall(found, exact))
+    yield whole
+
+
+def timed(name: str, work: Callable[[], T]) -> tuple[T, Measured]:
+    """The result of a piece of work, and what it took."""
+    clock, processor = time.perf_counter(), time.process_time()
+    result = work()
+    return result, Measured(name, time.perf_counter() - clock, time.process_time() - processor, peak_memory())
 
 
 def peak_memory() -> float:
@@ -116,14 +145,23 @@ def peak_memory() -> float:
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 
 
-def line(case: Case, measured: Measured) -> str:
-    rate = 2e-12 * case.queries * case.rows * case.width / measured.search
-    return (
-        f"{case.name:<22} {case.queries:>9,} {case.rows:>11,} {case.width:>5} {case.k:>4} {measured.build:>8.1f} "
-        f"{measured.search:>9.1f} {case.queries / measured.search:>10,.0f} "
-        f"{'' if case.quantised else f'{rate:.2f}':>8} {measured.peak:>9.2f} "
-        f"{'exact' if measured.recall is None else f'{measured.recall:.1f} %':>8}"
-    )
+def row(case: Case, measured: Measured) -> list[str]:
+    """A line of the table."""
+    every, rate = measured.searched and measured.recall is None, measured.searched
+    flops = 2 * case.queries * case.rows * case.width
+    return [
+        measured.name,
+        f"{case.queries:,}" if rate else "",
+        f"{case.rows:,}",
+        str(case.width),
+        str(case.k) if rate else "",
+        f"{measured.clock:.1f}",
+        f"{measured.processor:.1f}",
+        f"{case.queries / measured.clock:,.0f}" if rate else "",
+        f"{flops / measured.clock / 1e12:.3f}" if every else "",
+        f"{measured.peak:.2f}",
+        "" if not rate else "exact" if every else f"{measured.recall:.1f} %",
+    ]
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -140,7 +178,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--quantised", type=int, default=10_000_000, help="rows of the quantised memory (%(default)s)")
     add("--quantised-queries", type=int, default=2000, help="of the quantised memory, and of its recall (%(default)s)")
     add("--quantised-width", type=int, default=768, help="of the quantised memory (%(default)s)")
-    add("--probes", type=int, default=32, help="lists that the quantised search looks into (%(default)s)")
+    add(
+        "--probes",
+        type=int,
+        nargs="+",
+        default=[InContextConfig().probes],
+        help="lists that are looked into (%(default)s)",
+    )
     add("--scale", type=float, default=1.0, help="factor of all counts (%(default)s)")
     add("--only", action="append", default=[], metavar="CASE", help="'k-NN', 'in-context, exact' or '…, quantised'")
     add("--folder", default=tempfile.gettempdir(), help="of the temporary file, 2 bytes a number (%(default)s)")
@@ -152,16 +196,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run all cases and print the table."""
     options = parse_arguments(arguments)
-    lines = [
-        f"{'case':<22} {'queries':>9} {'rows':>11} {'width':>5} {'k':>4} {'build s':>8} {'search s':>9} "
-        f"{'queries/s':>10} {'TFLOP/s':>8} {'peak GiB':>9} {'recall':>8}"
-    ]
+    rows = [HEAD]
     for case in cases(options):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            settings = options.folder, options.device, options.engine, options.probes
-            lines.append(line(case, pool.apply(measure, (case, *settings))))
-        print(lines[-1], file=sys.stderr)
-    print("\n".join(lines))
+            rows += [row(case, measured) for measured in pool.apply(measure, (case, options))]
+        print(aligned(rows[-1:]), file=sys.stderr)
+    where = facts(choose_device(options.device), None)
+    print(f"{aligned(rows)}\n\n{where['device']}, torch {where['torch']}, commit {where['commit']}")
     return 0
 
 

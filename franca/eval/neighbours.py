@@ -15,7 +15,7 @@ TILE = 2048  # queries that meet them at once
 HELD = 65_536  # queries for which candidates are kept while the memory passes by
 SPARE = 16  # candidates beyond k that every query has, at least
 MORE = 128  # further ones at most, for queries that these don't decide
-ELEMENTS = 1 << 24  # of the rows that are compared again in fp64 at once
+ELEMENTS = 1 << 22  # of the rows that are compared again in fp64 at once; more leave the CPU's caches
 LARGE = 1 << 28  # products from which on faiss is worth its start
 SIGMAS = 8  # of rounding errors, see `rounding_of_products`
 SHORTEST = 1e-12  # length below which a row counts as zero and stays it
@@ -49,7 +49,8 @@ class Rows:
         """The chosen rows, (n, D)."""
         which = self.numbers(which)
         parts = [part[which.to(part.device) if isinstance(which, Tensor) else which] for part in self.parts]
-        rows = torch.cat([part.to(device).to(dtype) for part in parts], dim=1)
+        parts = [part.to(device).to(dtype, copy=True, memory_format=torch.contiguous_format) for part in parts]
+        rows = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         return rows.div_(rows.norm(dim=1, keepdim=True).clamp_min(SHORTEST)) if self.unit else rows
 
     def numbers(self, which: slice | Tensor) -> slice | Tensor:

@@ -19,9 +19,9 @@ from franca.eval.errors import EvalError
 from franca.eval.neighbours import Rows, as_rows, compare_again, nearest
 
 LEAST_ROWS = 4096  # fewer are searched exactly in no time, and too few to train on
-ROWS_PER_LIST = 64  # to train on
+ROWS_PER_LIST = 64  # to train on, and for each of a code's values
 ROUNDS = 10  # of k-means
-DIMENSIONS_PER_BYTE = 8
+DIMENSIONS_PER_BYTE = 4
 CHUNK = 65_536  # rows added at once
 CPU = torch.device("cpu")
 
@@ -35,7 +35,7 @@ class QuantisedIndex:
         memory: (N, D), N at least 4096; of any floating type, maybe memory-mapped. It is read again by `nearest`.
         cosine: rows and queries are scaled to length 1.
         lists: into how many the rows are sorted; 0: the power of two next to the square root of N.
-        code_bytes: for each row; 0: one for 8 dimensions. The largest divisor of D that is not above is taken.
+        code_bytes: for each row; 0: one for 4 dimensions. The largest divisor of D that is not above is taken.
         seed: of the rows that centres and codes are learned from.
         track: shows progress of the rows that are added.
 
@@ -108,7 +108,7 @@ class QuantisedIndex:
         for clustering in (index.cp, index.pq.cp):
             clustering.niter, clustering.seed = ROUNDS, seed + 1
             clustering.min_points_per_centroid = 1  # else it complains on standard error
-        index.cp.max_points_per_centroid = ROWS_PER_LIST
+            clustering.max_points_per_centroid = ROWS_PER_LIST
         wanted = min(len(self.memory), max(LEAST_ROWS, ROWS_PER_LIST * self.lists))
         chosen = torch.randperm(len(self.memory), generator=generator("quantised index", seed))[:wanted]
         index.train(self._read(chosen.sort().values))
