@@ -27,9 +27,9 @@ class Stepping:
         self.config = config = replace(config, world_size=1)
         self.device = choose_device(config.device)
         self.precision = choose_precision(config.precision, self.device)
+        self.batches = self._from_files() if from_files else synthetic_batches(config, self.device.type != "cpu")
         self.training = TrainingStep(config, build_pair(config), self.device, self.precision)
         self.work = work_of_step(config, self.training.pair.student)
-        self.batches = self._from_files() if from_files else synthetic_batches(config, self.device.type != "cpu")
         self.first = config.optimizer.freeze_backbone_steps
         self.done = 0
 

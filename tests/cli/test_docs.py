@@ -107,6 +107,8 @@ PREPARE = ".venv/bin/franca prepare"
 KNN = "knn --model runs/quickstart/teacher.pth --data folder:/path/to/imagenette"
 MEASURED = ".venv/bin/franca eval {} --model runs/imagenette_cpu/teacher.pth"
 SMALL_KNN = "size=28 resize=28 ks=[3]"
+STEP = ".venv/bin/python scripts/benchmark_step.py"
+FEW_STEPS = "--steps 1 --blocks 1 --warmup 0"
 PRETRAIN = ".venv/bin/python -m franca.train --config configs/pretrain/vitb14_in21k.yaml"
 
 COMMANDS = {
@@ -256,6 +258,14 @@ COMMANDS = {
     ".venv/bin/python scripts/benchmark_data.py /path/to/images --waiting": Run("--sizes 32x24 --rounds 1 --batch 2"),
     ".venv/bin/python scripts/benchmark_data.py /path/to/images --device auto": Run(
         "--sizes 32x24 --rounds 1 --batch 2"
+    ),
+    f"{STEP} --config configs/recipes/quickstart.yaml --profile": Run(f"{SMALL} {FEW_STEPS}"),
+    f"{STEP} --config configs/recipes/quickstart.yaml --against eager": Run(f"{SMALL} {FEW_STEPS}"),
+    f"{STEP} --config configs/pretrain/vitb14_in21k.yaml --objective-only 768": Run(instead=f"{STEP} --help"),
+    ".venv/bin/python scripts/measure_device.py measured --dry-run": Run(),
+    ".venv/bin/python scripts/measure_device.py measured --minutes 60": Run("--tiny --device cpu --only attention_b"),
+    ".venv/bin/python scripts/benchmark_attention.py --config configs/pretrain/vitb14_in21k.yaml": Run(
+        f"--device cpu --blocks 1 --calls 1 model.arch=vit_tiny {SMALL}"
     ),
     f".venv/bin/torchrun --nproc-per-node 2 -m franca.eval {KNN}": Run(SMALL_KNN),
     f"{MEASURED.format('knn')} --data folder:/path/to/imagenette resize=98 size=98": Run("ks=[3]"),
