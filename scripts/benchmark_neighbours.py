@@ -26,7 +26,8 @@ from torch import Tensor
 
 from franca.data.random_streams import generator
 from franca.devices import choose_device
-from franca.eval.neighbours import ENGINES, nearest
+from franca.eval.candidates import ENGINES
+from franca.eval.neighbours import nearest
 from franca.eval.protocols.in_context_config import InContextConfig
 from franca.eval.quantised_index import QuantisedIndex, recall
 from measuring.facts import aligned, facts

@@ -1,28 +1,23 @@
 """Nearest neighbours by inner product: exact, in bounded memory, the same whatever searches and however it is cut."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from franca.eval.candidates import Search, choose_search
 from franca.eval.errors import EvalError
 
 CHUNK = 16_384  # memory rows at once
-TILE = 2048  # queries that meet them at once
+TILE = 2048  # queries that meet them at once in fp64
 HELD = 65_536  # queries for which candidates are kept while the memory passes by
 SPARE = 16  # candidates beyond k that every query has, at least
 MORE = 128  # further ones at most, for queries that these don't decide
 ELEMENTS = 1 << 22  # of the rows that are compared again in fp64 at once; more leave the CPU's caches
-LARGE = 1 << 28  # products from which on faiss is worth its start
 SIGMAS = 8  # of rounding errors, see `rounding_of_products`
 SHORTEST = 1e-12  # length below which a row counts as zero and stays it
-ENGINES = ("auto", "faiss", "torch")
-
-# queries (Q, D), rows (N, D), both fp32, c <= N -> about the c largest inner products (Q, c) and their row numbers
-Search = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ def nearest(
         device: where to compute; None: where the queries are. The memory streams there.
         cosine: rows of both are scaled to length 1.
         chunk: memory rows at once.
-        engine: faiss (on the CPU), torch, or auto: faiss on the CPU where it is installed and the search is large.
+        engine: faiss, torch, or auto: faiss where it is installed, knows the device and the search is large.
 
     Returns:
         inner products (Q, k) fp32, falling, and row numbers (Q, k) int64, on the queries' device.
@@ -107,22 +102,6 @@ def nearest(
             part = slice(start, min(start + HELD, len(asked)))
             values[part], index[part] = _search_held(asked, part, held, k, device, search, chunk)
     return values, index
-
-
-def choose_search(engine: str, device: torch.device, products: int) -> Search:
-    """What names candidates. Raises EvalError for an engine that isn't there.
-
-    faiss's kernels for accelerators copy rows through the host's memory: there torch searches.
-    """
-    installed = find_spec("faiss") is not None
-    if engine not in ENGINES or (engine == "faiss" and not installed):
-        hint = "pip install 'franca[faiss]'" if engine == "faiss" else f"there are {', '.join(ENGINES)}"
-        raise EvalError(f"neighbour search by {engine!r} is not there: {hint}")
-    if engine == "faiss" and device.type != "cpu":
-        raise EvalError(f"neighbour search by 'faiss' on {device}: it searches on the CPU; choose torch or auto")
-    if engine == "faiss" or (engine == "auto" and installed and device.type == "cpu" and products >= LARGE):
-        return _with_faiss
-    return _with_torch
 
 
 def as_rows(side: Tensor | Rows, cosine: bool) -> Rows:
@@ -209,18 +188,6 @@ def _best(values: Tensor, index: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` largest of each row, or all, (Q, n) -> (Q, c); which of equal ones is open."""
     top = values.topk(min(count, values.shape[1]), dim=1, sorted=False)
     return top.values, index.gather(1, top.indices)
-
-
-def _with_torch(queries: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    tops = [(tile @ rows.T).topk(count, dim=1, sorted=False) for tile in queries.split(TILE)]
-    return torch.cat([top.values for top in tops]), torch.cat([top.indices for top in tops])
-
-
-def _with_faiss(queries: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    import faiss
-
-    values, index = faiss.knn(queries.numpy(), rows.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
-    return torch.from_numpy(values), torch.from_numpy(index)
 
 
 def compare_again(

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from franca.eval import neighbours
+from franca.eval import candidates, neighbours
 from franca.eval.errors import EvalError
-from franca.eval.neighbours import Rows, choose_search, nearest
+from franca.eval.neighbours import Rows, nearest
 
 ENGINES = ("faiss", "torch")
 
@@ -13,6 +13,7 @@ ENGINES = ("faiss", "torch")
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every loop turns more than once."""
+    monkeypatch.setattr(candidates, "TILE", 7)
     for name, value in {"TILE": 7, "HELD": 16, "SPARE": 2, "ELEMENTS": 500}.items():
         monkeypatch.setattr(neighbours, name, value)
 
@@ -132,19 +133,6 @@ def test_features_that_are_not_finite_are_named(value, engine) -> None:
         nearest(torch.ones(3, 4), memory, 2, engine=engine)
 
 
-def test_faiss_searches_on_the_cpu_where_it_is_installed_and_the_search_is_large(monkeypatch) -> None:
-    cpu, other = torch.device("cpu"), torch.device("meta")  # meta stands for any accelerator
-    assert choose_search("auto", cpu, neighbours.LARGE) is neighbours._with_faiss
-    assert choose_search("auto", cpu, neighbours.LARGE - 1) is neighbours._with_torch
-    assert choose_search("auto", other, neighbours.LARGE) is neighbours._with_torch
-    with pytest.raises(EvalError, match="it searches on the CPU"):
-        choose_search("faiss", other, 1)
-    monkeypatch.setattr(neighbours, "find_spec", lambda name: None)
-    assert choose_search("auto", cpu, neighbours.LARGE) is neighbours._with_torch
-    with pytest.raises(EvalError, match=r"pip install 'franca\[faiss\]'"):
-        choose_search("faiss", cpu, 1)
-
-
 def unit_rows(kind: str, count: int, width: int) -> torch.Tensor:
     """Rows of length 1 in every direction, near one direction, or of positive entries (sums that only grow)."""
     rows = random_rows(count, width, 18)
@@ -162,7 +150,7 @@ def test_fp32_products_err_by_less_than_the_bound(kind, width) -> None:
     one_by_one = torch.zeros(96, 96)
     for column in rows.T:
         one_by_one += column[:, None] * column
-    products = [search(rows, rows, 96) for search in (neighbours._with_torch, neighbours._with_faiss)]
+    products = [search(rows, rows, 96) for search in (candidates.with_torch, candidates.with_faiss)]
     found = [one_by_one, *(torch.empty(96, 96).scatter_(1, index, values) for values, index in products)]
     for each in found:
         assert float((each.double() - exact).abs().max()) < neighbours.rounding_of_products(width) / 2

@@ -16,6 +16,7 @@ from franca.distributed import is_main
 from franca.eval.context import DIVISORS, Context
 from franca.eval.errors import EvalError
 from franca.eval.neighbours import CHUNK, Rows, nearest
+from franca.eval.neighbours_of_ranks import nearest_of_ranks
 from franca.eval.protocol import Protocol, Task
 from franca.eval.protocols.answers import Answers, answers_of, check_classes, labels_of
 from franca.eval.result import Score
@@ -57,20 +58,20 @@ class KnnConfig:
 
 
 def run(context: Context, task: Task, config: KnnConfig) -> Iterator[Score]:
-    """Scores of every slice, feature, voting and k."""
+    """Scores of every slice, feature, voting and k, from the first process; all processes search."""
     assert task.train is not None
     check_classes(task.test, task.train)
     ks = fitting(config.ks, len(task.train.source))
     view = ResizeCrop(config.resize, config.size)
     train, test = context.store.images(task.train, view), context.store.images(task.test, view)
-    if not is_main():
-        return
     labels, answers = labels_of(task.train, train), answers_of(task.test, test, task.train)
     ks = fitting(ks, len(labels))  # fewer where images can't be read
     slices = context.widths(min(train.cls.shape[-1], train.mean_patch.shape[-1]))
     for slice_name, features in context.track(list(product(slices, config.features)), "k-NN"):
         memory, queries = (_rows(context, side, features, slice_name) for side in (train, test))
-        found = nearest(queries, memory, max(ks), context.device, cosine=True)
+        found = nearest_of_ranks(queries, memory, max(ks), context.device, cosine=True)
+        if not is_main():
+            continue  # its part of the search is all that it does
         for voting, k in product(config.voting, ks):
             predicted = vote(*found, labels, k, len(task.train.source.classes), voting, config.temperature, answers)
             yield Score(
