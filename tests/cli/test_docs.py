@@ -1,8 +1,9 @@
 """Every command and every piece of Python in the documentation runs.
 
-Each ```bash block of the documents is one script, run line by line in a working folder of its own that looks like a
-clone (the project's files are links, so what a command writes stays in the temporary folder). COMMANDS says how each
-line runs there; a line that it doesn't hold fails `test_every_command_is_registered`. To document a command, add it:
+Each ```bash block of the documents is run line by line in a working folder of its own that looks like a clone (the
+project's files are links, so what a command writes stays in the temporary folder); the project's own commands run in
+processes that have imported torch already (warm.py). COMMANDS says how each line runs there; a line that it doesn't
+hold fails `test_every_command_is_registered`. To document a command, add it:
 
 - `Run()`: exactly as written. `Run("steps=2 data.batch_size=4")`: with these arguments appended, to make it short.
 - `Run(instead="make -n test")`: another command in its place. For what installs, takes minutes or would run these very
@@ -27,11 +28,13 @@ import pytest
 import torch
 from PIL import Image
 
+from franca import __version__
 from franca.data import decode
 from franca.data.loader import DataConfig
 from franca.data.mixture import SLOTS
 from franca.data.sources.listing import KEPT_FROM
 from franca.train.build import OPERATIONAL
+from tests.cli import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = (
@@ -250,6 +253,10 @@ COMMANDS = {
     ".venv/bin/franca eval pictures --model runs/quickstart/teacher.pth --data /path/to/images size=224": Run(
         "images=2 size=56"
     ),
+    (
+        ".venv/bin/franca eval pictures --model runs/quickstart/teacher.pth --data /path/to/images "
+        "kinds=[pca,attention] images=4 layout=overlay columns=2 beside=[untrained:runs/quickstart/teacher.pth]"
+    ): Run("images=2 size=56"),
     ".venv/bin/franca eval compare results --output comparison": Run(
         instead=f".venv/bin/franca eval {KNN} {SMALL_KNN} && .venv/bin/franca eval compare results --output comparison"
     ),
@@ -444,14 +451,64 @@ def test_training_names_every_key_that_a_continued_run_may_change() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [pytest.param(block, id=where) for where, block in documented()])
-def test_documented_commands_run(block: list[str], clone: Path, images: Path, stand_ins: Path) -> None:
+def test_documented_commands_run(
+    block: list[str], clone: Path, images: Path, stand_ins: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     if any(line.startswith("git ") for line in block) and not (shutil.which("git") and (ROOT / ".git").exists()):
         pytest.skip("this copy is no git repository")
-    script = "\n".join(["set -euxo pipefail", *(as_run(line, images, stand_ins) for line in block)])
-    place_files(clone, stand_ins, script)
+    lines = [as_run(line, images, stand_ins) for line in block]
+    place_files(clone, stand_ins, "\n".join(lines))
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     environment["FRANCA_CACHE"] = str(clone / ".cache")
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=clone, env=environment, capture_output=True, text=True, timeout=TIMEOUT
-    )
-    assert done.returncode == 0, f"{script}\n--- printed ---\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    log = tmp_path_factory.mktemp("printed") / "log.txt"
+    for part in ["\n".join(lines)] if changes_folder(lines) else lines:
+        status = run_part(part, clone, environment, log)
+        assert status == 0, f"{part}\n--- printed ---\n{log.read_text()[-6000:]}"
+
+
+def changes_folder(lines: list[str]) -> bool:
+    """Whether a line changes the folder of those behind it: one shell runs them all."""
+    return any(re.search(r"(^|&& )cd ", line) for line in lines[:-1])
+
+
+def run_part(script: str, folder: Path, environment: dict[str, str], log: Path) -> int:
+    """Run lines of shell, those of the project's commands alone without one; returns the exit status."""
+    commands = warm.commands_of(script, BIN) if "\n" not in script else None
+    if commands is None:
+        with log.open("ab") as stream:
+            shell = ["bash", "-c", f"set -euxo pipefail\n{script}"]
+            return subprocess.run(
+                shell, cwd=folder, env=environment, stdout=stream, stderr=stream, timeout=TIMEOUT
+            ).returncode
+    statuses = (warm.run(command, folder, environment, log, TIMEOUT) for command in commands)
+    return next((status for status in statuses if status), 0)
+
+
+def test_the_console_script_is_installed() -> None:
+    printed = subprocess.run([BIN / "franca", "--version"], capture_output=True, text=True, check=True).stdout
+    assert printed == f"franca {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "run_as"),
+    [
+        ("{bin}/franca eval knn size=28 'ks=[1, 3]'", [("franca", ["eval", "knn", "size=28", "ks=[1, 3]"])]),
+        ("{bin}/python -m rasa.train a=b && {bin}/franca info c", [("rasa.train", ["a=b"]), ("franca", ["info", "c"])]),
+        ("{bin}/python scripts/quickstart.py", None),
+        ("{bin}/python -m pytest tests", None),
+        ("{bin}/franca info *.pth", None),
+        ("{bin}/franca info a > b", None),
+        ("cd here && {bin}/franca info a", None),
+        ("X=1 {bin}/franca info a", None),
+    ],
+)  # fmt: skip
+def test_only_commands_of_the_project_go_without_the_shell(line: str, run_as: list[tuple[str, list[str]]]) -> None:
+    wanted = None if run_as is None else [warm.Command(*one) for one in run_as]
+    assert warm.commands_of(line.format(bin=BIN), BIN) == wanted
+
+
+def test_a_command_that_fails_without_the_shell_is_noticed(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    command = warm.Command("franca", ["eval", "knn"])
+    assert warm.run(command, tmp_path, os.environ | {"OMP_NUM_THREADS": "1"}, log, TIMEOUT) == 2
+    assert "the following arguments are required: --model, --data" in log.read_text()

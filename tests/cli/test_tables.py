@@ -1,6 +1,7 @@
 """What the documents state of the code in tables is what the code holds: published weights, network sizes, options."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ import yaml
 from omegaconf import OmegaConf
 
 from franca.data.loader import spare_cores
+from franca.eval.__main__ import main as evaluate
 from franca.eval.datasets import LAYOUTS
+from franca.eval.protocols.pictures import KINDS, PicturesConfig
+from franca.eval.registry import PROTOCOLS
 from franca.hub.registry import DEFAULTS, PUBLISHED, REFUSED, SHA256, SHORT_NAMES
 from franca.metrics import read_metrics
 from franca.models import BACKBONES
@@ -26,6 +30,7 @@ CARD = ROOT / "model_card.md"
 RASA = ROOT / "rasa/README.md"
 TRAINING = ROOT / "training.md"
 DATA = ROOT / "dataset_prep.md"
+EVALUATION = ROOT / "docs/evaluation.md"
 
 
 def table(document: Path, *head: str) -> list[list[str]]:
@@ -119,6 +124,22 @@ def test_data_sets_of_the_evaluation() -> None:
         name: (list(layout.splits), [layout.train] * bool(layout.train), [layout.test], scores[name])
         for name, layout in LAYOUTS.items()
     }
+
+
+def test_options_and_pictures_of_the_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the pages explain is what --help lists, and a Config holds."""
+    asked = set()
+    for protocol in PROTOCOLS:
+        with pytest.raises(SystemExit):
+            evaluate([protocol, "--help"])
+        usage = capsys.readouterr().out.partition("options:")[2].partition("\n\n")[0]
+        asked |= set(re.findall(r"^  (?:-h, )?(--[\w-]+)", usage, re.MULTILINE))
+    stated = {name for names, _ in table(EVALUATION, "option", "means") for name in codes(names)}
+    assert stated == asked - {"--help"}
+    assert {name for names, _ in table(EVALUATION, "setting", "means") for name in codes(names)} | {"kinds"} == {
+        setting.name for setting in fields(PicturesConfig)
+    }
+    assert tuple(codes(kind)[0] for kind, *_ in table(EVALUATION, "kind", "rows below the images")) == KINDS
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
