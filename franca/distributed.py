@@ -183,11 +183,7 @@ def largest_over_ranks(local: Tensor) -> Tensor:
 @torch.no_grad()
 def mean_over_ranks(values: Tensor) -> Tensor:
     """Mean over ranks, element by element; not finite on one rank, not finite on all."""
-    if world_size() == 1:
-        return values
-    total = values.clone()
-    dist.all_reduce(total, op=dist.ReduceOp.SUM)
-    return total / world_size()
+    return total_over_ranks(values) / world_size()
 
 
 @torch.no_grad()
@@ -238,3 +234,13 @@ def logsumexp_over_ranks(local: Tensor) -> Tensor:
     total = (local - peak).exp()
     dist.all_reduce(total, op=dist.ReduceOp.SUM)
     return total.log() + peak
+
+
+@torch.no_grad()
+def total_over_ranks(values: Tensor) -> Tensor:
+    """Sum over ranks, element by element, without gradient, where the values are."""
+    if world_size() == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total, op=dist.ReduceOp.SUM)
+    return total

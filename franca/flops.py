@@ -18,8 +18,8 @@ from franca.models import MatryoshkaHead
 from franca.models.block import Block, draw_subset
 from franca.objective import Encoder
 
-SINKHORN_PER_ROUND = 14  # of each logit: two half rounds of multiply, add, maximum, subtract, clamp, exponential, sum
-CROSS_ENTROPY = 14  # of each logit of the student: 8 forward, 6 backward
+SINKHORN_PER_ROUND = 8  # of each logit: multiply, add, maximum, subtract, clamp, exponential, sum, sum of columns
+CROSS_ENTROPY = 17  # of each logit of the student: 7 for its target, 8 for the loss, 2 for the gradient
 UPDATE = 20  # of each parameter: AdamW 14, clipping 3, moving average 3
 FUSED_ATTENTION_AGAIN = 0.5  # fused kernels compute one of attention's two products again in the backward pass
 

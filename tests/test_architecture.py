@@ -127,8 +127,8 @@ def test_imports_only_from_floors_below(module: str) -> None:
     ("module", "source"),
     [
         ("franca.models.block", "from franca.objective import sinkhorn_assignments"),
-        ("franca.objective.losses", "from franca.hub.checkpoint import describe"),
-        ("franca.objective.losses", "from .. import data"),
+        ("franca.objective.koleo", "from franca.hub.checkpoint import describe"),
+        ("franca.objective.koleo", "from .. import data"),
         ("franca.objective.pretraining", "if TYPE_CHECKING:\n    from franca.data.batch import PretrainBatch"),
         ("franca.data.masking", "from franca.data import loader"),
         ("franca.train.trainer", "def hook():\n    import franca.eval.features"),

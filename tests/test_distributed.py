@@ -11,8 +11,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from franca.distributed import logsumexp_over_ranks, rank, world_size
-from franca.objective import joint_sinkhorn_assignments, sinkhorn_assignments
+from franca.distributed import logsumexp_over_ranks, rank, total_over_ranks, world_size
+from franca.objective import sinkhorn_assignments
+from franca.objective.assignments import Scores
+from franca.objective.sinkhorn import balance
 
 HEADS = ("dino", "ibot")
 INF = float("inf")
@@ -47,10 +49,13 @@ def read_levels(path: Path, prefix: str) -> list[Tensor]:
 def solve_own_rows(number: int, path: Path, temperature: float, emptied: str) -> dict[str, list[Tensor]]:
     """Sinkhorn of all levels of both heads together; on rank 1 the rows of the `emptied` head are all padding."""
     heads = {head: read_levels(path, f"{head}/in/rank{number}") for head in HEADS}
-    valid = [
-        torch.full((len(logits),), not (number == 1 and head == emptied)) for head in HEADS for logits in heads[head]
+    scores = [
+        Scores.of_logits(logits, torch.full((len(logits),), not (number == 1 and head == emptied)))
+        for head in HEADS
+        for logits in heads[head]
     ]
-    solved = joint_sinkhorn_assignments(heads["dino"] + heads["ibot"], temperature, 3, valid, logsumexp_over_ranks)
+    answers = balance(scores, temperature, 3, logsumexp_over_ranks, total_over_ranks)
+    solved = [answer.dense() for answer in answers]
     return {"dino": solved[: len(heads["dino"])], "ibot": solved[len(heads["dino"]) :]}
 
 

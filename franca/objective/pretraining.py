@@ -7,13 +7,18 @@ masked patches, padding included; J Matryoshka levels, narrowest first, with K_j
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from franca.objective.losses import crop_loss, koleo_loss, patch_loss, precise
-from franca.objective.sinkhorn import LogSumExpOverRanks, joint_sinkhorn_assignments
+from franca.models.matryoshka_head import Factors
+from franca.objective.assignments import Assignments, Scores
+from franca.objective.koleo import koleo_loss
+from franca.objective.precision import precise
+from franca.objective.prediction import predict
+from franca.objective.sinkhorn import OverRanks, balance
 from franca.objective.student_teacher import EncoderOutput, StudentTeacher
 
 GatherRows = Callable[[Tensor], Tensor]
@@ -76,10 +81,9 @@ class ObjectiveConfig:
 class Targets:
     """The teacher's answer to a batch, without gradient."""
 
-    crop: list[Tensor]  # J x (2B, K_j) assignments, rows sum to 1
-    patch: list[Tensor]  # J x (M, K_j) assignments, rows sum to 1, padding rows are 0
+    crop: list[Assignments]  # J x (2B, K_j), rows sum to 1
+    patch: list[Assignments]  # J x (M, K_j), rows sum to 1, padding rows are 0
     class_tokens: Tensor  # (2B, D)
-    crop_logits: list[Tensor]  # J x (2B, K_j), before Sinkhorn
 
 
 @dataclass
@@ -90,7 +94,7 @@ class LossReport:
     terms: dict[str, Tensor]  # scalars crop_local, crop_global, patch, koleo; weights included; their sum is the total
     levels: dict[str, Tensor]  # (J,) for crop_local, crop_global, patch; each sums to the term
     features: Tensor  # (2B, D) the student's class tokens of the global crops, detached
-    student_logits: list[Tensor]  # J x (2B, K_j) of the global crops, detached
+    choices: Tensor  # (2B,) int64: the student's best prototype for each global crop, widest level
 
 
 class PretrainingObjective(nn.Module):
@@ -101,20 +105,23 @@ class PretrainingObjective(nn.Module):
         total = crop_weight * (local + 2 * global) / n + patch_weight * patch + koleo_weight * (koleo_a + koleo_b)
 
     With one level and block masks this is DINOv2's objective. With several processes the loss of the global batch is
-    the mean of theirs; ``logsumexp_over_ranks`` and ``gather_rows`` are how they share what concerns all of them.
+    the mean of theirs; ``logsumexp_over_ranks``, ``sum_over_ranks`` and ``gather_rows`` are how they share what
+    concerns all of them.
     """
 
     def __init__(
         self,
         pair: StudentTeacher,
         config: ObjectiveConfig,
-        logsumexp_over_ranks: LogSumExpOverRanks | None = None,
+        logsumexp_over_ranks: OverRanks | None = None,
         gather_rows: GatherRows | None = None,
+        sum_over_ranks: OverRanks | None = None,
     ) -> None:
         super().__init__()
         self.pair = pair
         self.config = config
         self.logsumexp_over_ranks = logsumexp_over_ranks
+        self.sum_over_ranks = sum_over_ranks
         self.gather_rows = gather_rows if config.koleo_over == "all" else None
 
     def forward(self, batch: Batch, teacher_temperature: float | Tensor) -> LossReport:
@@ -130,60 +137,73 @@ class PretrainingObjective(nn.Module):
         of the batch they form together (KoLeo apart, which compares within a micro-batch).
         """
         answers = [self.pair.teacher([batch.global_crops], batch.mask_indices) for batch in batches]
-        crop_levels = _join_levels([answer.crop_logits for answer in answers])
-        patch_levels = _join_levels([answer.patch_logits for answer in answers])
-        valid = _join([batch.mask_valid for batch in batches])
-        assignments = joint_sinkhorn_assignments(
-            crop_levels + patch_levels,
-            teacher_temperature,
-            self.config.sinkhorn_iterations,
-            [None] * len(crop_levels) + [valid] * len(patch_levels),
-            self.logsumexp_over_ranks,
-        )
-        crop = _split_levels(assignments[: len(crop_levels)], [len(batch.global_crops) for batch in batches])
-        patch = _split_levels(assignments[len(crop_levels) :], [len(batch.mask_indices) for batch in batches])
-        return [
-            Targets(c, p, answer.class_tokens, answer.crop_logits)
-            for c, p, answer in zip(crop, patch, answers, strict=True)
-        ]
+        crops = _join_levels([answer.crops for answer in answers])
+        patches = _join_levels([answer.patches for answer in answers])
+        valid = torch.cat([batch.mask_valid for batch in batches])
+        assignments = self.balance(crops + patches, [None] * len(crops) + [valid] * len(patches), teacher_temperature)
+        crop = _split_levels(assignments[: len(crops)], [len(batch.global_crops) for batch in batches])
+        patch = _split_levels(assignments[len(crops) :], [len(batch.mask_indices) for batch in batches])
+        return [Targets(c, p, answer.class_tokens) for c, p, answer in zip(crop, patch, answers, strict=True)]
+
+    def balance(
+        self, factors: Sequence[Factors], valid: Sequence[Tensor | None], temperature: float | Tensor
+    ) -> list[Assignments]:
+        """Sinkhorn over every level of both heads; valid: rows that take part, (N,) bool, None: all."""
+        scores = [Scores.of(*level, rows) for level, rows in zip(factors, valid, strict=True)]
+        iterations = self.config.sinkhorn_iterations
+        return balance(scores, temperature, iterations, self.logsumexp_over_ranks, self.sum_over_ranks)
+
+    predict = staticmethod(predict)
 
     def student_loss(self, batch: Batch, targets: Targets) -> LossReport:
         """The student's loss against given targets; the part of a step that has a gradient."""
-        n_images, local_crops = batch.n_images, batch.local_crops
+        local_crops = batch.local_crops
         has_local = local_crops is not None and len(local_crops) > 0
         crops = [batch.global_crops, local_crops] if has_local else [batch.global_crops]
         student: EncoderOutput = self.pair.student(crops, batch.mask_indices, batch.masks)
-        global_logits = [logits[: 2 * n_images] for logits in student.crop_logits]
-        local_logits = [logits[2 * n_images :] for logits in student.crop_logits]
 
-        levels = self._crop_levels(global_logits, local_logits, targets.crop, n_images)
-        levels["patch"] = self.config.patch_weight * patch_loss(
-            student.patch_logits, targets.patch, batch.mask_weights, 2 * n_images, self.config.student_temperature
-        )
-        features = student.class_tokens[: 2 * n_images]
-        terms = {name: values.sum() for name, values in levels.items()} | {"koleo": self._koleo(features)}
+        crop_losses, levels, choices = self._crop_losses(student.crops, targets.crop, batch.n_images)
+        patch_losses = self._patch_losses(student.patches, targets.patch, batch)
+        levels["patch"] = torch.stack(patch_losses).detach()
+        features = student.class_tokens[: 2 * batch.n_images]
+        koleo = self._koleo(features)
         return LossReport(
-            total=torch.stack(list(terms.values())).sum(),
-            terms={name: value.detach() for name, value in terms.items()},
-            levels={name: values.detach() for name, values in levels.items()},
+            total=torch.stack([*crop_losses, *patch_losses, koleo]).sum(),
+            terms={name: values.sum() for name, values in levels.items()} | {"koleo": koleo.detach()},
+            levels=levels,
             features=features.detach(),
-            student_logits=[logits.detach() for logits in global_logits],
+            choices=choices,
         )
 
-    def _crop_levels(
-        self, global_logits: list[Tensor], local_logits: list[Tensor], targets: list[Tensor], n_images: int
-    ) -> dict[str, Tensor]:
-        """Weighted crop terms per level, (J,) each."""
-        n_local = len(local_logits[0]) // n_images
-        weight = self.config.crop_weight / (2 + 2 * n_local)
-        temperature = self.config.student_temperature
-        # Crop a of the student is matched with crop b of the teacher, and b with a.
-        other_crop = [target.roll(n_images, dims=0) for target in targets]
-        both_crops = [target[:n_images] + target[n_images:] for target in targets]
-        return {
-            "crop_local": weight * crop_loss(local_logits, both_crops, temperature),
-            "crop_global": 2 * weight * crop_loss(global_logits, other_crop, temperature),
-        }
+    def _crop_losses(
+        self, student: list[Factors], targets: list[Assignments], n_images: int
+    ) -> tuple[list[Tensor], dict[str, Tensor], Tensor]:
+        """Weighted loss per level, its detached parts (J,), and the best prototypes of the global crops, (2B,)."""
+        views = len(student[0].rows) // n_images
+        # Crop a of the student is matched with crop b of the teacher, b with a, and local crops with both.
+        teachers = [(1,), (0,)] + [(0, 1)] * (views - 2)
+        weight = self.config.crop_weight / (2 * views - 2) / n_images
+        losses, local, whole = [], [], []
+        for level, (factors, target) in enumerate(zip(student, targets, strict=True)):
+            both = [target[:n_images], target[n_images:]]
+            weights = precise(factors.rows.new_empty(0)).new_full((views * n_images,), weight)
+            answer = self.predict(
+                *factors, weights, both, teachers, self.config.student_temperature, choose=level == len(student) - 1
+            )
+            losses.append(answer.loss)
+            whole.append(answer.per_row[:2].sum())
+            local.append(answer.per_row[2:].sum())
+        assert answer.choices is not None
+        parts = {"crop_local": weight * torch.stack(local), "crop_global": weight * torch.stack(whole)}
+        return losses, parts, answer.choices[:2].flatten()
+
+    def _patch_losses(self, student: list[Factors], targets: list[Assignments], batch: Batch) -> list[Tensor]:
+        """Weighted loss per level: a crop counts as the mean over its masked patches, masked or not."""
+        weights = batch.mask_weights * (self.config.patch_weight / (2 * batch.n_images))
+        return [
+            self.predict(*factors, weights, [target], [(0,)], self.config.student_temperature).loss
+            for factors, target in zip(student, targets, strict=True)
+        ]
 
     def _koleo(self, features: Tensor) -> Tensor:
         """Weighted KoLeo of both global crops, each within its own crop: (2B, D) -> scalar."""
@@ -195,16 +215,15 @@ class PretrainingObjective(nn.Module):
         return self.config.koleo_weight * (koleo_loss(first) + koleo_loss(second))
 
 
-def _join(parts: list[Tensor]) -> Tensor:
-    """Rows of all batches, (sum N_i, ...); a single batch is passed on without a copy."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _join_levels(batches: list[list[Factors]]) -> list[Factors]:
+    """Level by level, the rows of all batches; they share the prototypes."""
+    return [
+        Factors(torch.cat([factors.rows for factors in level]), level[0].prototypes)
+        for level in zip(*batches, strict=True)
+    ]
 
 
-def _join_levels(batches: list[list[Tensor]]) -> list[Tensor]:
-    """Level by level, the rows of all batches."""
-    return [_join(list(level)) for level in zip(*batches, strict=True)]
-
-
-def _split_levels(levels: list[Tensor], rows: list[int]) -> list[list[Tensor]]:
+def _split_levels(levels: list[Assignments], rows: list[int]) -> list[list[Assignments]]:
     """Undoes `_join_levels`: one list of levels per batch, which has rows[i] rows."""
-    return [list(batch) for batch in zip(*(level.split(rows) for level in levels), strict=True)]
+    ends = list(accumulate(rows))
+    return [[level[end - count : end] for level in levels] for end, count in zip(ends, rows, strict=True)]

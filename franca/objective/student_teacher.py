@@ -7,15 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from franca.distributed import local_part
-from franca.models import VisionTransformer
+from franca.models import MatryoshkaHead, VisionTransformer
+from franca.models.matryoshka_head import Factors
 
 
 class EncoderOutput(NamedTuple):  # sharding finds the tensors in a tuple, not in a dataclass
     """What both heads say about a set of crops: R crops in all, M rows of masked patches, J levels, narrowest first."""
 
     class_tokens: Tensor  # (R, D), backbone output after the last norm
-    crop_logits: list[Tensor]  # J x (R, K_j)
-    patch_logits: list[Tensor]  # J x (M, K_j)
+    crops: list[Factors]  # J x ((R, bottleneck), (K_j, bottleneck))
+    patches: list[Factors]  # J x ((M, bottleneck), (K_j, bottleneck))
 
 
 class Encoder(nn.Module):
@@ -25,7 +26,7 @@ class Encoder(nn.Module):
     passes them over, weight decay and moments included.
     """
 
-    def __init__(self, backbone: VisionTransformer, dino_head: nn.Module, ibot_head: nn.Module) -> None:
+    def __init__(self, backbone: VisionTransformer, dino_head: MatryoshkaHead, ibot_head: MatryoshkaHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.dino_head = dino_head
@@ -33,7 +34,7 @@ class Encoder(nn.Module):
         self.backbone_learns = True
 
     def forward(self, crops: Sequence[Tensor], patch_indices: Tensor, masks: Tensor | None = None) -> EncoderOutput:
-        """Class tokens of all crops, logits of all crops, and logits of the chosen patches of the first entry.
+        """Class tokens of all crops, what they score, and what the chosen patches of the first entry score.
 
         crops: one tensor (R_i, C, h_i, w_i) per size, the global crops first; all go through the backbone together.
         patch_indices: (M,) int64 into the flattened (R_0 * N) patches of crops[0], all that the patch head sees.
@@ -43,7 +44,7 @@ class Encoder(nn.Module):
             per_size = self.backbone.forward_features(list(crops), [masks] + [None] * (len(crops) - 1))
         class_tokens = torch.cat([features["x_norm_clstoken"] for features in per_size])
         patches = per_size[0]["x_norm_patchtokens"].flatten(0, 1).index_select(0, patch_indices)
-        return EncoderOutput(class_tokens, self.dino_head(class_tokens), self.ibot_head(patches))
+        return EncoderOutput(class_tokens, self.dino_head.factors(class_tokens), self.ibot_head.factors(patches))
 
 
 class StudentTeacher(nn.Module):

@@ -8,6 +8,7 @@ Legend: D width, T tokens of all crops, rows = tokens that a branch sees under s
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from franca.flops import BatchShape, kept_crops, prototypes_of
@@ -15,6 +16,7 @@ from franca.models import MatryoshkaHead
 from franca.models.block import Block
 from franca.models.feed_forward import SwiGLU
 from franca.objective import Encoder
+from franca.objective.blocks import scores_at_once
 
 PRECISE = 4  # bytes of an fp32 number
 RESERVE = 1.1  # of the allocator, for what it can't fill, and kernels' own work space
@@ -31,9 +33,9 @@ class Memory:
     copies: float  # parameters in the type of the products, or gathered from other processes
     backbone: float  # what the backward pass of the blocks needs
     heads: float  # the same for the heads
-    targets: float  # assignments of the teacher
-    scores: float  # the student's logits and what the losses make of them, at their most
-    assigning: float  # the teacher's moment: logits and assignments
+    targets: float  # what is stored of the teacher's answer
+    scores: float  # prototypes, their gradients and the student's logits in work
+    assigning: float  # the teacher's moment
     earlier_gradients: float  # of the micro-batches before, while one is computed
     head_gradients: float  # those that the heads have when the backbone's turn comes
     gradients: float
@@ -178,29 +180,30 @@ def _head_row(head: nn.Module, size: int) -> float:
 
 
 def _assigning(encoder: Encoder, batch: BatchShape, size: int, accumulate: int) -> float:
-    """Logits (a joined copy too, of several batches), assignments, and one level's in work."""
-    logits, widest = _logits(encoder, batch.global_crops[0], batch.masked_rows)
-    return accumulate * (logits * (size * (2 if accumulate > 1 else 1) + PRECISE) + widest * PRECISE)
+    """Stored logits of all batches, and a block of them as it leaves the product."""
+    return accumulate * _targets(encoder, batch, size) + _block_of_scores(encoder, batch) * PRECISE
 
 
 def _targets(encoder: Encoder, batch: BatchShape, size: int) -> float:
-    """Assignments of one batch in fp32, and the teacher's logits of its crops."""
-    targets, _ = _logits(encoder, batch.global_crops[0], batch.masked_rows)
-    of_crops, _ = _logits(encoder, batch.global_crops[0], 0)
-    return targets * PRECISE + of_crops * size
+    """The teacher's logits of one batch as they are stored."""
+    return size * _logits(encoder, batch.global_crops[0], batch.masked_rows)[0]
 
 
 def _scores(encoder: Encoder, batch: BatchShape, size: int) -> float:
-    """Targets turned for the crop terms; logits as computed and divided by the temperature; one level's gradient."""
-    of_crops, _ = _logits(encoder, batch.global_crops[0], 0)
-    logits, widest = _logits(encoder, _crops(batch), batch.masked_rows)
-    forward = logits * (size + PRECISE) + widest * PRECISE
-    backward = logits * PRECISE + 3 * widest * PRECISE
-    return 1.5 * of_crops * PRECISE + max(forward, backward)
+    """Scaled prototypes and their gradients, both in fp32, and a block of logits with its gradient."""
+    heads = (encoder.dino_head, encoder.ibot_head)
+    prototypes = sum(prototypes_of(head) * head.config["bottleneck_dim"] for head in heads)
+    return 2.0 * PRECISE * prototypes + _block_of_scores(encoder, batch) * (PRECISE + size)
+
+
+def _block_of_scores(encoder: Encoder, batch: BatchShape) -> float:
+    """Logits of the largest level, as many as an accelerator works on at once."""
+    at_once = scores_at_once(torch.device("meta"))
+    return min(at_once, _logits(encoder, _crops(batch), batch.masked_rows)[1])
 
 
 def _logits(encoder: Encoder, crops: int, patches: int) -> tuple[float, float]:
     """Logits for so many rows: of both heads and all levels, and of the largest level of one head."""
     both = [(encoder.dino_head, crops), (encoder.ibot_head, patches)]
     total = sum(rows * prototypes_of(head) for head, rows in both)
-    return float(total), float(max(rows * max(head.prototypes) for head, rows in both))  # type: ignore[arg-type]
+    return float(total), float(max(rows * max(head.prototypes) for head, rows in both))

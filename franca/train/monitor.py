@@ -70,15 +70,15 @@ class Verdict:
 @torch.no_grad()
 def take_reading(targets: Targets, report: LossReport) -> Reading:
     """Read one batch: the teacher's assignments (before the student saw them) and the student's answers."""
-    first_choice = [level.argmax(dim=1) for level in targets.crop]
-    student_choice = report.student_logits[-1].argmax(dim=1)
+    assignments = [level.dense() for level in targets.crop]
+    first_choice = [level.argmax(dim=1) for level in assignments]
     return Reading(
-        assignment_information=[assignment_information(level) for level in targets.crop],
-        assignment_entropy=[float(_entropy(level).mean()) / math.log(level.shape[1]) for level in targets.crop],
+        assignment_information=[assignment_information(level) for level in assignments],
+        assignment_entropy=[float(_entropy(level).mean()) / math.log(level.shape[1]) for level in assignments],
         prototypes_used=[int(choice.unique().numel()) for choice in first_choice],
         effective_rank=effective_rank(targets.class_tokens),
         feature_similarity=feature_similarity(targets.class_tokens),
-        agreement=float((first_choice[-1] == student_choice.roll(len(student_choice) // 2)).float().mean()),
+        agreement=float((first_choice[-1] == report.choices.roll(len(report.choices) // 2)).float().mean()),
     )
 
 

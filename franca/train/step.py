@@ -8,7 +8,7 @@ from torch import Tensor
 from franca.data.batch import LoadedBatch, PretrainBatch
 from franca.data.photometric import finish
 from franca.devices import compute_in
-from franca.distributed import gather_rows, logsumexp_over_ranks, mean_over_ranks, rank
+from franca.distributed import gather_rows, logsumexp_over_ranks, mean_over_ranks, rank, total_over_ranks
 from franca.objective import LossReport, PretrainingObjective, StudentTeacher, Targets
 from franca.train.build import refused_as
 from franca.train.config import TrainConfig
@@ -37,7 +37,8 @@ class TrainingStep:
         self.config, self.pair, self.device, self.precision = config, pair, device, precision
         with refused_as("parallel"):
             self.mesh = parallelize(pair, config.parallel, device, precision)
-        self.objective = PretrainingObjective(pair, config.objective, logsumexp_over_ranks, gather_rows)
+        over_ranks = logsumexp_over_ranks, gather_rows, total_over_ranks
+        self.objective = PretrainingObjective(pair, config.objective, *over_ranks)
         self.optimizer = build_optimizer(pair.student, len(pair.student.backbone.blocks), config.optimizer)
         self.schedules = config.schedules()
         names = metric_names(len(config.heads.nesting))

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from franca.objective import joint_sinkhorn_assignments, sinkhorn_assignments
+from franca.objective import sinkhorn_assignments
+from franca.objective.assignments import Scores
+from franca.objective.sinkhorn import balance
 
 
 def float64_sinkhorn(logits: Tensor, temperature: float, iterations: int) -> Tensor:
@@ -104,20 +106,26 @@ def test_no_valid_row_gives_zeros(rows):
     assert (ours == 0).all()
 
 
-def test_problems_solved_together_share_one_reduction_a_round():
+def test_problems_solved_together_share_their_reductions():
+    """One vector for all; after the first round plain sums do, where they are offered."""
     torch.manual_seed(0)
     problems = [torch.randn(12, 4), torch.randn(12, 8), torch.randn(20, 6)]
     valid = [None, None, torch.arange(20) < 13]
-    calls = []
+    scores = [Scores.of_logits(logits, rows) for logits, rows in zip(problems, valid, strict=True)]
+    calls: list[tuple[str, torch.Size]] = []
 
-    def reduce(masses: Tensor) -> Tensor:
-        calls.append(masses.shape)
-        return masses
+    def note(name: str):
+        return lambda masses: calls.append((name, masses.shape)) or masses
 
-    together = joint_sinkhorn_assignments(problems, 0.05, 3, valid, reduce)
-    assert calls == [(4 + 8 + 6,)] * 3
-    for ours, logits, rows in zip(together, problems, valid, strict=True):
-        torch.testing.assert_close(ours, sinkhorn_assignments(logits, 0.05, 3, rows), atol=0, rtol=0)
+    for arguments, expected in (
+        ((note("log"),), ["log", "log", "log"]),
+        ((note("log"), note("sum")), ["log", "sum", "sum"]),
+    ):
+        calls.clear()
+        together = balance(scores, 0.05, 3, *arguments)
+        assert calls == [(name, (4 + 8 + 6,)) for name in expected]
+        for ours, logits, rows in zip(together, problems, valid, strict=True):
+            torch.testing.assert_close(ours.dense(), sinkhorn_assignments(logits, 0.05, 3, rows), atol=1e-6, rtol=0)
 
 
 def test_a_rank_counts_the_rows_of_the_others():

@@ -54,15 +54,17 @@ def test_crops_of_two_sizes_together_equal_each_alone(make_pair, make_batch):
     first = encoder([batch.global_crops], batch.mask_indices, batch.masks)
     second = encoder([batch.local_crops], batch.mask_indices[:0])
     torch.testing.assert_close(together.class_tokens, torch.cat([first.class_tokens, second.class_tokens]))
-    for level, ours in enumerate(together.crop_logits):
-        torch.testing.assert_close(ours, torch.cat([first.crop_logits[level], second.crop_logits[level]]))
-        torch.testing.assert_close(together.patch_logits[level], first.patch_logits[level])
+    for level, ours in enumerate(together.crops):
+        torch.testing.assert_close(ours.rows, torch.cat([first.crops[level].rows, second.crops[level].rows]))
+        torch.testing.assert_close(ours.prototypes, first.crops[level].prototypes)
+        torch.testing.assert_close(together.patches[level].rows, first.patches[level].rows)
 
 
 def test_the_patch_head_sees_the_chosen_patches_and_masks_hide_them(make_pair, make_batch):
     batch, encoder = make_batch(), make_pair().student.eval()
     seen: list[torch.Tensor] = []
-    encoder.ibot_head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    factors = encoder.ibot_head.factors
+    encoder.ibot_head.factors = lambda rows: seen.append(rows) or factors(rows)
     encoder([batch.global_crops], batch.mask_indices, batch.masks)
     features = encoder.backbone.forward_features(batch.global_crops, batch.masks)
     expected = features["x_norm_patchtokens"][batch.masks]  # real rows, in reading order

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from franca.objective import LossReport, Targets
+from franca.objective.eager import WrittenAssignments
 from franca.train.config import TrainConfig
 from franca.train.monitor import (
     Health,
@@ -84,11 +85,9 @@ def test_feature_similarity_is_the_mean_over_pairs() -> None:
 
 def answers(teacher: Tensor, student: Tensor) -> tuple[Targets, LossReport]:
     """Targets and report whose widest level holds these first choices, (2B,) each."""
-    assignments = [torch.full((len(teacher), 2), 0.5), F.one_hot(teacher, 8).float()]
+    assignments = [WrittenAssignments(q) for q in (torch.full((len(teacher), 2), 0.5), F.one_hot(teacher, 8).float())]
     tokens = torch.randn(len(teacher), 5)
-    nothing = torch.zeros(())
-    logits = [torch.zeros(len(student), 2), F.one_hot(student, 8).float()]
-    return Targets(assignments, [], tokens, []), LossReport(nothing, {}, {}, tokens, logits)
+    return Targets(assignments, [], tokens), LossReport(torch.zeros(()), {}, {}, tokens, student)
 
 
 def test_agreement_compares_the_teacher_with_the_students_other_crop() -> None:

@@ -1,0 +1,16 @@
+"""How much of a matrix is worked on at once."""
+
+import torch
+
+SCORES = 2**24  # entries of a product before they are stored or turned into gradients: 64 MB in fp32
+
+
+def scores_at_once(device: torch.device) -> int:
+    """Entries of a product; accelerators have the memory for larger ones, and need them to be busy."""
+    return SCORES * (1 if device.type == "cpu" else 16)
+
+
+def row_blocks(rows: int, width: int, entries: int) -> list[slice]:
+    """Slices that cover `rows` rows of `width` entries, at most `entries` in each or one row."""
+    step = max(1, entries // max(width, 1))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
