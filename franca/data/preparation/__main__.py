@@ -1,24 +1,19 @@
-"""Command line: ``python -m franca.data.preparation STEP …``."""
+"""Command line: ``python -m franca.data.preparation STEP …``.
+
+Only what arguments need stands here, so that help and errors don't wait for torch; the steps are in
+`franca.data.preparation.steps`.
+"""
 
 import argparse
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from franca.data.errors import DataError
-from franca.data.preparation.apply import apply, find_tars
 from franca.data.preparation.columns import SPELLINGS
-from franca.data.preparation.decontaminate import decontaminate
-from franca.data.preparation.deduplicate import deduplicate
-from franca.data.preparation.embed import embed, load_embedder
 from franca.data.preparation.img2dataset import DISTRIBUTORS
-from franca.data.preparation.neighbours import ENGINES
-from franca.data.preparation.rules import SelectionConfig
-from franca.data.sources.folder import ImageFolder
-from franca.data.sources.tars import TarFolder
 
 PROG: str = globals().get("PROG", "python -m franca.data.preparation")  # `franca prepare` gives its own name
 DESCRIPTION = "Prepare a large set of images from the web. Every step goes on where it was stopped."
@@ -33,56 +28,6 @@ the steps in order:
 Each writes into a folder of its own: report.txt, report.json and its results. STEP --help explains a step.
 """
 RAW = argparse.RawDescriptionHelpFormatter
-
-
-def run_select(given: argparse.Namespace) -> dict[str, Any]:
-    from franca.data.preparation.select import select  # needs duckdb, the other steps don't
-
-    kinds = None if given.duplicates is None else tuple(kind for kind in given.duplicates if kind != "none")
-    config = SelectionConfig(
-        min_side=given.min_side,
-        max_aspect=given.max_aspect,
-        max_unsafe=given.max_unsafe,
-        max_watermark=given.max_watermark,
-        nsfw_tags=tuple(given.nsfw_tags),
-        min_similarity=given.min_similarity,
-        duplicates=kinds,
-    )
-    return select(
-        given.metadata,
-        given.output,
-        config,
-        columns=dict(given.column),
-        memory=given.memory,
-        threads=given.threads,
-        image_size=given.image_size,
-        distributor=given.distributor,
-        restart=given.restart,
-    )
-
-
-def run_embed(given: argparse.Namespace) -> dict[str, Any]:
-    tars = find_tars(Path(given.images).expanduser())
-    embedder = load_embedder(given.model, given.size)
-    channels = embedder.model.config["in_chans"]
-    source = TarFolder(given.images, channels) if tars else ImageFolder(given.images, channels)
-    return embed(
-        source, tars, given.output, embedder, given.batch_size, given.workers, given.device, restart=given.restart
-    )
-
-
-def run_deduplicate(given: argparse.Namespace) -> dict[str, Any]:
-    options = (given.threshold, given.clusters, given.probes, given.engine, given.device, given.restart)
-    return deduplicate(given.embeddings, given.output, *options)
-
-
-def run_decontaminate(given: argparse.Namespace) -> dict[str, Any]:
-    options = (given.threshold, given.engine, given.device, given.restart)
-    return decontaminate(given.embeddings, given.evaluation, given.output, *options)
-
-
-def run_apply(given: argparse.Namespace) -> dict[str, Any]:
-    return apply(given.images, given.lists, given.output, given.restart)
 
 
 def limit(text: str) -> float | None:
@@ -102,22 +47,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line of this module."""
     parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG, formatter_class=RAW)
     steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
-    _add_select(_step(steps, "select", run_select))
-    _add_embed(_step(steps, "embed", run_embed))
-    _add_deduplicate(_step(steps, "deduplicate", run_deduplicate))
-    _add_decontaminate(_step(steps, "decontaminate", run_decontaminate))
-    _add_apply(_step(steps, "apply", run_apply))
+    _add_select(_step(steps, "select"))
+    _add_embed(_step(steps, "embed"))
+    _add_deduplicate(_step(steps, "deduplicate"))
+    _add_decontaminate(_step(steps, "decontaminate"))
+    _add_apply(_step(steps, "apply"))
     return parser.parse_args(arguments)
 
 
-def _step(
-    steps: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, run: Callable[..., dict[str, Any]]
-) -> argparse.ArgumentParser:
+def _step(steps: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str) -> argparse.ArgumentParser:
     summary = next(line.split(None, 1)[1] for line in EPILOG.splitlines() if line.split(None, 1)[:1] == [name])
     parser = steps.add_parser(name, description=f"{summary[0].upper()}{summary[1:]}.", formatter_class=RAW)
     parser.add_argument("--output", required=True, metavar="FOLDER", help="folder of this step, new or its own")
     parser.add_argument("--restart", action="store_true", help="throw away what is there instead of going on")
-    parser.set_defaults(run=run)
     return parser
 
 
@@ -185,7 +127,12 @@ def _add_comparison(parser: argparse.ArgumentParser, threshold: float) -> None:
     add = parser.add_argument
     add("embeddings", nargs="+", metavar="FOLDER", help="embeddings: .npy or .npz shards, or folders of them")
     add("--threshold", type=float, default=threshold, metavar="S", help=f"least cosine similarity ({threshold})")
-    add("--engine", choices=ENGINES, default="auto", help="faiss on the CPU where it is installed, else torch")
+    add(
+        "--engine",
+        choices=("auto", "faiss", "torch"),
+        default="auto",
+        help="faiss on the CPU where it is installed, else torch",
+    )
     add("--device", default="auto", help="auto, cpu, or a device of torch; faiss is used on the CPU only")
 
 
@@ -194,8 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which of its libraries it tries
+    from franca.data.preparation.steps import STEPS  # brings torch
+
     try:
-        report = given.run(given)
+        report = STEPS[given.step](given)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the parts that are not finished", file=sys.stderr)
         return 128 + signal.SIGINT
