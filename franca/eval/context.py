@@ -31,6 +31,18 @@ def slice_name(divisor: int) -> str:
     return "d" if divisor == 1 else f"d/{divisor}"
 
 
+def slice_width(dim: int, divisor: int) -> int:
+    """Features of a slice; d/2 … d/64 are rounded down. Raises EvalError for none, or another that isn't whole."""
+    if divisor > dim:
+        raise EvalError(f"--slice d/{divisor}: a feature of width {dim} has no such slice; choose a wider one")
+    if dim % divisor and divisor not in DIVISORS:
+        raise EvalError(
+            f"--slice d/{divisor} of {dim} features is no whole number of them ({dim / divisor:.2f}): choose a divisor "
+            f"of {dim}"
+        )
+    return dim // divisor
+
+
 @dataclass(frozen=True)
 class Engine:
     """A backbone on its device."""
@@ -60,7 +72,7 @@ class Context:
     batch_size: int = 64
     workers: int = 0  # processes that decode images
     slices: tuple[int, ...] = (1,)  # divisors of the width: 1 is the whole feature, 2 its first half; (): all there are
-    _said: set[str] = field(default_factory=set)  # warnings
+    _rounded: set[tuple[int, int]] = field(default_factory=set)  # slices that were warned of: divisor and width
 
     @property
     def backbone(self) -> Backbone:
@@ -81,24 +93,15 @@ class Context:
 
         d/2 … d/64 are rounded down, with a warning, where they are no whole number of features (thumbnails, colours).
 
-        Raises EvalError for a slice without a feature, and for any other that is no whole number of them.
+        Raises EvalError as `slice_width`.
         """
         divisors = set(self.slices) or {divisor for divisor in DIVISORS if divisor <= dim}
-        widths = {slice_name(divisor): dim // divisor for divisor in sorted(divisors)}
-        for divisor, (name, width) in zip(sorted(divisors), widths.items(), strict=True):
-            if width < 1:
-                raise EvalError(f"--slice {name}: a feature of width {dim} has no such slice; choose a wider one")
-            if dim % divisor:
-                self._say_rounded(name, width, dim, divisor)
+        widths = {slice_name(divisor): slice_width(dim, divisor) for divisor in sorted(divisors)}
+        for divisor in divisors:
+            if dim % divisor and (divisor, dim) not in self._rounded:
+                self._rounded.add((divisor, dim))
+                logger.warning("slice %s: the first %d of %d features", slice_name(divisor), dim // divisor, dim)
         return widths
-
-    def _say_rounded(self, name: str, width: int, dim: int, divisor: int) -> None:
-        part = f"--slice {name} of {dim} features is no whole number of them ({dim / divisor:.2f})"
-        if divisor not in DIVISORS:
-            raise EvalError(f"{part}: choose a divisor of {dim}, such as d/2")
-        if part not in self._said:
-            self._said.add(part)
-            logger.warning("%s: the first %d are taken", part, width)
 
     def track(self, items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
         """As `track`."""

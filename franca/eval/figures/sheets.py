@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from franca.eval.context import Engine
+from franca.eval.context import Engine, slice_name, slice_width
 from franca.eval.datasets import VOID
 from franca.eval.errors import EvalError
 from franca.eval.figures import short_name
@@ -73,11 +73,9 @@ class Seen:
 
     @property
     def grids(self) -> list[Tensor]:
-        """Their slice that is looked at, (h, w, D / divisor). Raises EvalError where no feature is left."""
-        width = self.whole[0].shape[-1]
-        if width < self.divisor:
-            raise EvalError(f"--slice d/{self.divisor}: {self.name} has features of width {width}; choose a wider one")
-        return [grid[..., : width // self.divisor] for grid in self.whole]
+        """Their slice that is looked at, (h, w, D / divisor). Raises EvalError as `slice_width`."""
+        width = slice_width(self.whole[0].shape[-1], self.divisor)
+        return [grid[..., :width] for grid in self.whole]
 
     @cached_property
     def attention(self) -> list[Tensor]:
@@ -152,11 +150,11 @@ def pca_of_slices(sheet: Sheet) -> Drawing:
         dim = model.whole[0].shape[-1]
         widest: list[Tensor] | None = None
         for divisor in sheet.slices:
-            if dim // divisor:
-                name = "d" if divisor == 1 else f"d/{divisor}"
-                colours = shared_pca([grid[..., : dim // divisor] for grid in model.whole])
+            if divisor <= dim:
+                width = slice_width(dim, divisor)
+                colours = shared_pca([grid[..., :width] for grid in model.whole])
                 widest = widest or colours
-                rows[sheet.name(model, f"{name} = {dim // divisor}")] = resembling(colours, widest)
+                rows[sheet.name(model, f"{slice_name(divisor)} = {width}")] = resembling(colours, widest)
     return sheet.drawing(rows, "PCA of the first features alone")
 
 

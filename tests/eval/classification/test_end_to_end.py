@@ -150,13 +150,15 @@ def test_the_same_command_goes_on_with_an_interrupted_probe(colours, tmp_path, m
 
 
 @pytest.mark.parametrize(("protocol", "options"), [("knn", SHORT["knn"]), ("linear", AUGMENTED)])
-def test_class_token_and_patches_may_differ_in_width(protocol, options, colours, tmp_path) -> None:
+def test_class_token_and_patches_may_differ_in_width(protocol, options, colours, tmp_path, caplog) -> None:
     """A thumbnail has 192 values, a patch 588."""
     command = arguments(protocol, colours, tmp_path, "--slice", "d", "--slice", "d/64", *options)
     assert main(["pixels" if word == "colour" else word for word in command]) == 0
     found = scores(tmp_path)
     assert {name for _, name, *_ in found} == {"d", "d/64"}
     assert {value for _, name, _, value in found if name == "d"} == {100.0}
+    said = [record.getMessage() for record in caplog.records if "slice" in record.getMessage()]
+    assert said == ["slice d/64: the first 9 of 588 features"]
 
 
 @pytest.mark.slow
