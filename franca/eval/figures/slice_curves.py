@@ -23,6 +23,8 @@ def slice_figure(path: Path, records: Sequence[Record], title: str) -> bool:
     if len(slices) < 2:
         return False
     panels = _panels(records)
+    names = dict.fromkeys(name for lines in panels.values() for name in lines)
+    colours = dict(zip(names, cycle(COLOURS), strict=False))
     across, down = min(ABREAST, len(panels)), -(-len(panels) // ABREAST)
     with figure(path, 7.6, 1.3 + 2.6 * down) as drawn:
         head_line(drawn, title)
@@ -31,7 +33,7 @@ def slice_figure(path: Path, records: Sequence[Record], title: str) -> bool:
             place.set_visible(False)
         for axis, (name, lines) in zip(places, panels.items(), strict=False):
             axis.set_title(name, fontsize=11)
-            _draw(axis, lines, slices)
+            _draw(axis, lines, slices, colours)
             alike = [record["value"] for record in records if record["metric"] == _first(lines)["metric"]]
             if min(alike) >= 0:
                 axis.set_ylim(0, ROOM * max(alike) or 1.0)
@@ -59,11 +61,11 @@ def _panels(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
     return panels
 
 
-def _draw(axis: Axes, lines: Mapping[str, Sequence[Record]], slices: Sequence[str]) -> None:
-    for (name, records), colour in zip(lines.items(), cycle(COLOURS), strict=False):
+def _draw(axis: Axes, lines: Mapping[str, Sequence[Record]], slices: Sequence[str], colours: Mapping[str, str]) -> None:
+    for name, records in lines.items():
         spreads = [record["spread"] or 0.0 for record in records]
         axis.errorbar([slices.index(record["slice"]) for record in records], [record["value"] for record in records],
-                      spreads if any(spreads) else None, color=colour, marker="o", markersize=4.5, capsize=2.5,
+                      spreads if any(spreads) else None, color=colours[name], marker="o", markersize=4.5, capsize=2.5,
                       label=name)  # fmt: skip
     axis.set_xticks(range(len(slices)), slices)
     axis.set_xlim(-0.3, len(slices) - 0.7)
