@@ -14,7 +14,7 @@ install: $(READY) ## set up .venv: Python >= 3.11 (PYTHON=python3.12 names anoth
 	@echo "Ready. Next: make quickstart"
 
 quickstart: $(READY) ## pretrain a small model and write report/index.html (DATA=/path/to/images for your own)
-	$(BIN)/python scripts/quickstart.py $(if $(DATA),--data "$(DATA)")
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/quickstart.py $(if $(DATA),--data "$(DATA)")
 
 test: $(READY) ## lint, types and tests, as .ci/run does
 	$(MAKE) --no-print-directory lint

@@ -6,6 +6,7 @@ import sys
 from typing import NamedTuple
 
 from franca import __version__
+from franca.openmp import sleep_while_waiting
 
 
 class Command(NamedTuple):
@@ -50,6 +51,7 @@ def main() -> None:
         print(f"franca {__version__}")
     elif name in COMMANDS:
         sys.argv[1:] = arguments
+        sleep_while_waiting()
         called = {"PROG": f"franca {name}"}  # how its usage names it
         runpy.run_module(COMMANDS[name].module, init_globals=called, run_name="__main__", alter_sys=True)
     else:

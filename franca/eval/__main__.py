@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from franca.eval.registry import PROTOCOLS, Entry
+from franca.openmp import sleep_while_waiting
 
 PROG: str = globals().get("PROG", "python -m franca.eval")  # `franca eval` gives its own name
 EPILOG = f"""\
@@ -90,6 +91,7 @@ def _add_protocol(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse_arguments(arguments)
+    sleep_while_waiting()
     from franca.eval.command import run  # brings torch
 
     return run(options)

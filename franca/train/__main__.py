@@ -6,6 +6,8 @@ Only what arguments need stands here, so that help and errors don't wait for tor
 import argparse
 import sys
 
+from franca.openmp import sleep_while_waiting
+
 PROG: str = globals().get("PROG", "python -m franca.train")  # `franca train` gives its own name
 EPILOG = f"""\
 examples:
@@ -42,6 +44,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse_arguments(arguments)
+    sleep_while_waiting()
     from franca.train.command import run  # brings torch
 
     return run(options)
