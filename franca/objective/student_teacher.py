@@ -69,16 +69,11 @@ class StudentTeacher(nn.Module):
         return self
 
     @torch.no_grad()
-    def update_teacher(self, momentum: float | Tensor) -> None:
+    def update_teacher(self, momentum: float) -> None:
         """teacher <- momentum * teacher + (1 - momentum) * student, over all parameters.
 
-        momentum: a number, or a 0-dim tensor on the parameters' device when the device decides it. Sharded parameters
-        are averaged shard by shard: both networks must be sharded alike.
+        Sharded parameters are averaged shard by shard: both networks must be sharded alike.
         """
         averages = [local_part(parameter) for parameter in self.teacher.parameters()]
         current = [local_part(parameter) for parameter in self.student.parameters()]
-        if isinstance(momentum, Tensor):
-            for average, value in zip(averages, current, strict=True):
-                average.lerp_(value, 1 - momentum)
-        else:
-            torch._foreach_lerp_(averages, current, 1 - momentum)
+        torch._foreach_lerp_(averages, current, 1 - momentum)
