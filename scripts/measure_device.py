@@ -29,6 +29,7 @@ from PIL import Image
 
 from franca.data.random_streams import generator
 from measuring.facts import ROOT, commit, markdown
+from measuring.stored import EAGER, PROJECT
 from measuring.timing import spread
 
 STEP, ATTENTION = "scripts/benchmark_step.py", "scripts/benchmark_attention.py"
@@ -199,9 +200,9 @@ def against_table(numbers: dict[str, Any], about: dict[str, str]) -> str:
         if against:
             step = spread(against["step"]["ratio"], 2)
         if objective:
-            mine, eager = objective["alone_peak_gb"].values()
+            mine, eager = (objective["alone_peak_gb"][way] for way in (PROJECT, EAGER))
             memory = f"{mine / eager:.2f} ({mine:.2f} of {eager:.2f} GB)" if eager > 0 else ""
-            error = f"{objective['gradient_error']:.1e}"
+            error = f"{objective['gradient_error'][PROJECT]:.1e}"
         if against or objective:
             alone = spread(objective["ratio"], 2) if objective else ""
             rows.append([about[name], step, alone, memory, error])

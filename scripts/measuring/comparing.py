@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from franca.objective.eager import EagerObjective
 from torch import Tensor
 
 from franca.models import MatryoshkaHead
 from franca.models.level_rows import rows_at_once, rows_by_level
+from franca.objective.eager import EagerObjective
 from franca.train.config import TrainConfig
 from franca.train.step import TrainingStep
 from measuring.facts import aligned, reset_peak
@@ -23,8 +23,8 @@ from measuring.stored import (
     OBJECTIVES,
     PROJECT,
     Stored,
-    agreement,
     answers,
+    errors,
     made_up,
     peak_gb,
     peak_gb_of_process,
@@ -33,6 +33,7 @@ from measuring.stored import (
 from measuring.timing import Took, in_turns, ratios, spread, timed
 
 Found = dict[str, Any]
+ERRORS = ("loss", "gradient")
 
 
 def compared(stepping: Stepping, other: str, steps: int, rounds: int) -> tuple[Found, str]:
@@ -109,21 +110,20 @@ def _alone(
     stored: Stored, config: TrainConfig, precision: torch.dtype | None, rounds: int
 ) -> tuple[Found, list[list[str]]]:
     device = stored.student.class_tokens.device
-    right = agreement(stored, config, precision)
+    wrong = errors(stored, config, precision)  # and the warm-up
 
     def once(way: str) -> Took:
         mine = stored.copies()
         return timed(lambda: run(way, mine, config, precision), device)
 
-    for way in OBJECTIVES:  # warm-up
-        once(way)
     found = _pair(in_turns([lambda: once(PROJECT), lambda: once(EAGER)], rounds), device, 1)
     if device.type == "cpu":
         peaks = {way: peak_gb_of_process(way, config, stored.rows, precision) for way in OBJECTIVES}
     else:
         peaks = {way: peak_gb(way, stored, config, precision) for way in OBJECTIVES}
     found |= {"rows": stored.rows, "prototypes": stored.prototypes, "alone_peak_gb": peaks}
-    found |= {"loss_error": right.loss, "gradient_error": right.gradient}
+    found |= {"loss_error": {way: error.loss for way, error in wrong.items()}}
+    found |= {"gradient_error": {way: error.gradient for way, error in wrong.items()}}
     return found, [
         _row("objective alone, ms", found, device),
         _memory_row("its peak memory, GB", peaks[PROJECT], peaks[EAGER]),
@@ -153,8 +153,7 @@ def _page(rows: list[list[str]], objective: Found | None, device: torch.device) 
     on_cpu = device.type == "cpu"
     lines = [aligned(rows), f"median (least-largest), in turns; ms {'of the processor' if on_cpu else 'by the clock'}"]
     if objective:
-        error = f"loss {objective['loss_error']:.1e}, gradient {objective['gradient_error']:.1e}"
-        lines.append(f"relative error of the project's against eager in fp32: {error}")
+        lines.append("errors are relative, against the eager objective in fp32 on the same answers of the heads")
         if on_cpu:
             lines.append("memory: by how much a fresh process grows")
     return "\n".join(lines)

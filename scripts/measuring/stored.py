@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from franca.objective.eager import EagerObjective
 from torch import Tensor
 
 from franca.data.batch import PretrainBatch
 from franca.devices import compute_in, peak_memory
 from franca.models.matryoshka_head import Factors, MatryoshkaHead
 from franca.objective import PretrainingObjective
+from franca.objective.eager import EagerObjective
 from franca.objective.student_teacher import EncoderOutput
 from franca.train.build import build_encoder
 from franca.train.config import TrainConfig
@@ -137,23 +137,28 @@ def run(way: str, stored: Stored, config: TrainConfig, precision: torch.dtype | 
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """How far the project's objective is from the eager one on the same answers, relative."""
+class Error:
+    """Relative, of the loss and of everything that asks for gradients: ||g - right|| / ||right||."""
 
     loss: float
-    gradient: float  # ||g - g_eager|| / ||g_eager|| over everything that asks for gradients
+    gradient: float
 
 
-def agreement(stored: Stored, config: TrainConfig, precision: torch.dtype | None) -> Agreement:
-    """The eager one in fp32 from the very same answers is what counts as right."""
-    mine, right = stored.copies(), changed_types(stored)
-    loss, wanted = run(PROJECT, mine, config, precision), run(EAGER, right, config, None)
-    difference = length = torch.zeros((), dtype=torch.float64)
-    for one, other in zip(tensors(mine.student), tensors(right.student), strict=True):
-        if one.grad is not None and other.grad is not None:
-            difference = difference + (one.grad.double() - other.grad.double()).square().sum().cpu()
-            length = length + other.grad.double().square().sum().cpu()
-    return Agreement(float((loss - wanted).abs() / wanted.abs()), float((difference / length).sqrt()))
+def errors(stored: Stored, config: TrainConfig, precision: torch.dtype | None) -> dict[str, Error]:
+    """Of every objective in that precision; right is the eager one in fp32 on the very same answers."""
+    right = changed_types(stored)
+    wanted = run(EAGER, right, config, None)
+    found = {}
+    for way in OBJECTIVES:
+        mine = stored.copies()
+        loss = run(way, mine, config, precision)
+        difference = length = torch.zeros((), dtype=torch.float64)
+        for one, other in zip(tensors(mine.student), tensors(right.student), strict=True):
+            if one.grad is not None and other.grad is not None:
+                difference = difference + (one.grad.double() - other.grad.double()).square().sum().cpu()
+                length = length + other.grad.double().square().sum().cpu()
+        found[way] = Error(float((loss - wanted).abs() / wanted.abs()), float((difference / length).sqrt()))
+    return found
 
 
 def changed_types(stored: Stored) -> Stored:
