@@ -260,7 +260,7 @@ COMMANDS = {
     ".venv/bin/franca eval compare results --output comparison": Run(
         instead=f".venv/bin/franca eval {KNN} {SMALL_KNN} && .venv/bin/franca eval compare results --output comparison"
     ),
-    ".venv/bin/python scripts/benchmark_neighbours.py": Run("--scale 0.0005"),
+    ".venv/bin/python scripts/benchmark_neighbours.py": Run("--scale 0.0005 --quantised-width 64"),
     # docs/performance.md
     ".venv/bin/python scripts/benchmark_data.py /path/to/images --waiting": Run("--sizes 32x24 --rounds 1 --batch 2"),
     ".venv/bin/python scripts/benchmark_data.py /path/to/images --device auto": Run(
