@@ -102,8 +102,8 @@ def alone(
     """The objectives alone, on made-up answers of the configured heads to ``rows`` masked rows."""
     stored = made_up(config, rows, device, precision)
     found, lines = _alone(stored, config, precision, rounds)
-    title = f"{stored.rows:,} masked rows x {stored.prototypes:,} prototypes, {stored.batch.n_images} images"
-    return found, f"{title}\n{_page([['', PROJECT, EAGER, 'ratio'], *lines], found, device)}"
+    size = f"{stored.rows:,} masked rows x {stored.prototypes:,} prototypes, {stored.batch.n_images} images"
+    return found, f"{config.model.arch}, {size}\n{_page([['', PROJECT, EAGER, 'ratio'], *lines], found, device)}"
 
 
 def _alone(
@@ -124,10 +124,10 @@ def _alone(
     found |= {"rows": stored.rows, "prototypes": stored.prototypes, "alone_peak_gb": peaks}
     found |= {"loss_error": {way: error.loss for way, error in wrong.items()}}
     found |= {"gradient_error": {way: error.gradient for way, error in wrong.items()}}
-    return found, [
-        _row("objective alone, ms", found, device),
-        _memory_row("its peak memory, GB", peaks[PROJECT], peaks[EAGER]),
-    ]
+    rows = [_row("objective alone, ms", found, device)]
+    rows.append(_memory_row("its peak memory, GB", peaks[PROJECT], peaks[EAGER]))
+    rows += [[f"error of its {what}", *(f"{e:.1e}" for e in found[f"{what}_error"].values())] for what in ERRORS]
+    return found, rows
 
 
 def _pair(took: list[list[Took]], device: torch.device, steps: int) -> Found:

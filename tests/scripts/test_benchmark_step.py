@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import benchmark_step
 from benchmark_step import main
 from franca.train.config import TrainConfig
 from franca.train.estimate import work_of_step
@@ -39,6 +40,10 @@ def test_answers_are_those_of_the_networks(config: TrainConfig) -> None:
     temperature = config.teacher.temperature
     report = stepping.training.objective(stored.batch, temperature)
     assert run(PROJECT, stored.copies(), config, None) == pytest.approx(report.total.item())
+
+
+def test_every_other_way_can_be_asked_for() -> None:
+    assert set(benchmark_step.OTHERS) == OTHERS.keys()
 
 
 @pytest.mark.parametrize("other", OTHERS)
@@ -96,6 +101,7 @@ def test_the_objective_alone_needs_no_backbone(
     page = capsys.readouterr().out
     assert "7 masked rows x 28 prototypes" in page
     assert page.split("its peak memory, GB")[1].split()[:3] == ["1.000", "4.000", "0.25"]
+    assert page.split("error of its gradient")[1].split()[1] == "0.0e+00"  # eager's, in fp32
 
 
 @pytest.mark.parametrize(
