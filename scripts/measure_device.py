@@ -254,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{'':<{width}}  python {shlex.join(part.command)}")
         return 0
     options.folder.mkdir(parents=True, exist_ok=True)
-    if options.photographs is None:
+    if options.photographs is None and any(part.name == "data" for part in wanted):
         make_photographs(options.folder / "photographs")
     ends, failed = time.monotonic() + 60 * options.minutes, False
     for part in wanted:
