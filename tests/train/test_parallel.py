@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from franca import devices
 from franca.config import ConfigError
@@ -15,6 +14,7 @@ from franca.train import parallel
 from franca.train.config import TrainConfig
 from franca.train.parallel import ParallelConfig, prepare_block, whole_state
 from franca.train.trainer import Trainer
+from tests.computed import Computed
 
 
 @pytest.mark.parametrize(
@@ -61,18 +61,6 @@ class Products:
 
     def _add(self, *_: Any) -> None:
         self.count += 1
-
-
-class Computed(TorchDispatchMode):
-    """Names of all operations that are computed, not those whose kept result is taken."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, _: Any, arguments: Any = (), options: Any = None) -> Any:
-        self.names.append(str(function))
-        return function(*arguments, **(options or {}))
 
 
 def network() -> VisionTransformer:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from franca.config import ConfigError
 from franca.data.batch import PretrainBatch
@@ -15,6 +16,7 @@ from franca.devices import choose_device, choose_precision, compute_in
 from franca.train.config import TrainConfig
 from franca.train.quantities import LEVELLED, TERMS
 from franca.train.trainer import Trainer
+from tests.computed import Computed
 
 close = pytest.approx
 
@@ -164,6 +166,16 @@ def test_autocast_computes_in_the_chosen_type() -> None:
     for precision, dtype in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
         with compute_in(precision, torch.device("cpu")):
             assert layer(rows).dtype == dtype
+
+
+def test_attention_is_fused_on_a_cpu_where_no_gradient_is_asked_for() -> None:
+    """In bf16 the fused kernel is the slower one with its backward pass, and the quicker one without."""
+    query = torch.randn(1, 2, 5, 8, dtype=torch.bfloat16)
+    fused = "aten._scaled_dot_product_flash_attention_for_cpu.default"
+    for asked in (True, False):
+        with torch.set_grad_enabled(asked), compute_in(torch.bfloat16, torch.device("cpu")), Computed() as computed:
+            scaled_dot_product_attention(query, query, query)
+        assert (fused in computed.names) == (not asked)
 
 
 def test_bf16_trains_close_to_fp32_and_keeps_its_state_in_fp32(
