@@ -275,7 +275,7 @@ COMMANDS = {
         f"--device cpu --blocks 1 --calls 1 model.arch=vit_tiny {SMALL}"
     ),
     f".venv/bin/torchrun --nproc-per-node 2 -m franca.eval {KNN}": Run(SMALL_KNN),
-    f"{MEASURED.format('knn')} --data folder:/path/to/imagenette resize=98 size=98": Run("ks=[3]"),
+    f"{MEASURED.format('knn')} --data folder:/path/to/imagenette --slice all resize=98 size=98": Run("ks=[3]"),
     (f"{MEASURED.format('linear')} --data folder:/path/to/imagenette resize=98 size=98 steps=2500 batch_size=256"): Run(
         "steps=3 batch_size=4"
     ),
@@ -284,6 +284,19 @@ COMMANDS = {
         "size=56 mask_size=20 clusters=[3] restarts=1 components=4"
     ),
     f"{MEASURED.format('position_bias')} --data folder:/path/to/imagenette size=126": Run("images=40 --slice d/8"),
+    (
+        f"{MEASURED.format('linear_segmentation')} --data segmentation_folder:/path/to/camvid --preset whole crop=224 "
+        "iterations=1000 batch=8 seeds=[0,1]"
+    ): Run("crop=28 iterations=2"),
+    (
+        ".venv/bin/python -m rasa.train --config configs/rasa/images.yaml data.path=/path/to/imagenette/train "
+        "data.max_images=3000 backbone.name=runs/imagenette_cpu/teacher.pth data.size=224 "
+        "output=runs/imagenette_cpu_rasa"
+    ): Run(NO_REPORT),
+    (
+        f"{MEASURED.format('in_context')} --rasa runs/imagenette_cpu_rasa/rasa.pth "
+        "--data segmentation_folder:/path/to/camvid size=224"
+    ): Run("size=28 neighbours=3"),
     # CONTRIBUTING.md
     "make format": Run(instead="make -n format"),
     "make lint types": Run(instead="make -n lint types"),
