@@ -29,6 +29,7 @@ from measuring.stored import (
     peak_gb,
     peak_gb_of_process,
     run,
+    tensors,
 )
 from measuring.timing import Took, in_turns, ratios, spread, timed
 
@@ -121,11 +122,13 @@ def _alone(
         peaks = {way: peak_gb_of_process(way, config, stored.rows, precision) for way in OBJECTIVES}
     else:
         peaks = {way: peak_gb(way, stored, config, precision) for way in OBJECTIVES}
-    found |= {"rows": stored.rows, "prototypes": stored.prototypes, "alone_peak_gb": peaks}
+    given = sum(tensor.numel() * tensor.element_size() for tensor in tensors(stored.student)) / 1e9
+    found |= {"rows": stored.rows, "prototypes": stored.prototypes, "alone_peak_gb": peaks, "gradients_gb": given}
     found |= {"loss_error": {way: error.loss for way, error in wrong.items()}}
     found |= {"gradient_error": {way: error.gradient for way, error in wrong.items()}}
     rows = [_row("objective alone, ms", found, device)]
     rows.append(_memory_row("its peak memory, GB", peaks[PROJECT], peaks[EAGER]))
+    rows.append(_memory_row("  without its gradients", peaks[PROJECT] - given, peaks[EAGER] - given))
     rows += [[f"error of its {what}", *(f"{e:.1e}" for e in found[f"{what}_error"].values())] for what in ERRORS]
     return found, rows
 
@@ -154,6 +157,6 @@ def _page(rows: list[list[str]], objective: Found | None, device: torch.device) 
     lines = [aligned(rows), f"median (least-largest), in turns; ms {'of the processor' if on_cpu else 'by the clock'}"]
     if objective:
         lines.append("errors are relative, against the eager objective in fp32 on the same answers of the heads")
-        if on_cpu:
-            lines.append("memory: by how much a fresh process grows")
+        what = "by how much a fresh process grows" if on_cpu else "what is held beside the answers"
+        lines.append(f"memory: {what}; in it the gradients of the answers, which any objective must give")
     return "\n".join(lines)
