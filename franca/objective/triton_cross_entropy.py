@@ -44,8 +44,7 @@ def cross_entropy_kernel(
     from_b = _learns(LEARN_FROM_B, view) & takes_part(valid_b, row, rows, HAS_VALID_B)
     takes = from_a | from_b
     logits += (view * rows + row) * width
-    values_a += row * width
-    values_b += row * width
+    values_a, values_b = values_a + row * width, values_b + row * width
     factor_a, factor_b = tl.load(scale_a), tl.load(scale_b)
 
     peak = tl.full((COLUMNS,), LOWEST, tl.float32)
@@ -66,16 +65,15 @@ def cross_entropy_kernel(
             peak_b, total_b, expected_b = _expect(peak_b, total_b, expected_b, teacher, fall, below)
 
     highest = tl.max(peak, axis=0)
-    sums = tl.sum(total * tl.exp(peak - highest), axis=0)
     fall = peak - highest
+    sums = tl.sum(total * tl.exp(fall), axis=0)
     mass = tl.where(from_a, 1.0, 0.0)
     highest_a, rate_a, expected = _join(peak_a, total_a, expected_a, fall, mass)
     highest_b, rate_b = highest_a, rate_a
     if LEARN_FROM_B:
         more = tl.where(from_b, 1.0, 0.0)
         highest_b, rate_b, expected_too = _join(peak_b, total_b, expected_b, fall, more)
-        mass += more
-        expected += expected_too
+        mass, expected = mass + more, expected + expected_too
     tl.store(loss + view * rows + row, mass * tl.log(sums) - expected)
 
     if GRADIENT:

@@ -26,8 +26,8 @@ from franca.objective.triton_cross_entropy import cross_entropy_kernel
 if TYPE_CHECKING:
     from franca.objective.assignments import Assignments, Scores
 
-# Tiles in entries, programs in warps of 32 threads (16 of 64 are the most that some devices take). Large programs are few
-# at a time, which leaves each row more of the cache for its second reading; a thread reads 8 entries at once.
+# Tiles in entries, programs in warps of 32 threads (16 of 64 are the most that some devices take). Large programs are
+# few at a time, which leaves each row more of the cache for its second reading; a thread reads 8 entries at once.
 STORED_ROW, STORED_ROW_WARPS = 16384, 16  # in registers: 1 number per entry
 ROW, ROW_WARPS = 4096, 16  # 5 numbers per entry, 8 with two teachers
 ROWS, COLUMNS, WARPS = 4, 512, 4  # tiles of passes down the columns

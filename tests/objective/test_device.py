@@ -43,6 +43,11 @@ def scored(device: torch.device, rows: int, width: int, kind: torch.dtype, sprea
     return Scores(values, peaks, valid)
 
 
+def within(spread: float) -> float:
+    """1000 / T has fp32 numbers 2e-3 apart, and a device may round a product and a sum once or twice."""
+    return 1e-5 if spread == 1 else 5e-3
+
+
 spreads = pytest.mark.parametrize("spread", [1.0, 1000.0])
 kinds = pytest.mark.parametrize("kind", [torch.float16, torch.float32])
 
@@ -57,7 +62,7 @@ def test_columns(device, rows, width, kind, spread):
     torch.testing.assert_close(mass, chunked.column_logsumexp(scores, scale), rtol=1e-5, atol=1e-5)
     assignments = Assignments(scores, -mass.masked_fill(mass.isneginf(), 0.0), scale)
     sums = passes.column_sums(assignments)
-    torch.testing.assert_close(sums, chunked.column_sums(assignments), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(sums, chunked.column_sums(assignments), rtol=10 * within(spread), atol=1e-6)
     assert torch.equal(sums, passes.column_sums(assignments))  # the same in every run
 
 
@@ -77,7 +82,7 @@ def test_cross_entropy(device, kind, spread, views):
         gradient = torch.empty_like(logits, dtype=written)
         loss = passes.cross_entropy(logits, targets, teachers, 1 / TAU, gradient)
         torch.testing.assert_close(loss, reference, rtol=1e-5, atol=1e-5)
-        assert relative(gradient, expected) <= tolerance
+        assert relative(gradient, expected) <= max(tolerance, within(spread))
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [(None, 1e-5), (torch.bfloat16, 1e-3)])
@@ -99,9 +104,8 @@ def test_gradient_of_the_logits_is_that_of_whole_matrices(device, precision, tol
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 def test_parameters_learn_as_by_autograd(device, precision):
     """No less exactly than the eager form in the same precision does; in fp32 both depend on the device's products."""
-    rows, prototypes = (torch.randn(n, 64, device=device) for n in (300, 5003))
-    (target,) = balance([Scores.of(torch.randn(300, 64, device=device), prototypes.clone())], 1.0)
-    rows.requires_grad_(), prototypes.requires_grad_()
+    rows, prototypes = (torch.randn(n, 64, device=device, requires_grad=True) for n in (300, 5003))
+    (target,) = balance([Scores.of(torch.randn(300, 64, device=device), prototypes)], 1.0)
     whole, weights = [eager.WrittenAssignments(target.dense())], torch.rand(300, device=device)
 
     def gradients(function, targets: list, kind: torch.dtype | None) -> list[Tensor]:
