@@ -43,6 +43,7 @@ FLOORS = {
 }
 TOP_FLOOR = 5
 TORCH_ONLY = ("franca.models", "franca.distributed", "franca.data.masking", "franca.objective", "franca.hub", "hubconf")
+OPTIONAL = {"franca.objective": ("triton",)}  # part -> what it uses where torch has brought it along
 # part -> what it may use of torch.distributed; collectives themselves live in franca.distributed alone.
 DISTRIBUTED = {
     "franca.distributed": ("torch.distributed",),
@@ -145,7 +146,7 @@ def test_a_broken_floor_is_noticed(module: str, source: str) -> None:
 
 @pytest.mark.parametrize("module", [name for name in modules() if part_of(name) in TORCH_ONLY])
 def test_torch_is_the_only_third_party_import(module: str) -> None:
-    allowed = {*sys.stdlib_module_names, *PACKAGES, "torch"}
+    allowed = {*sys.stdlib_module_names, *PACKAGES, "torch", *OPTIONAL.get(part_of(module), ())}
     assert {name for name in imports(module) if name.split(".")[0] not in allowed} == set()
 
 
@@ -168,7 +169,8 @@ def test_imports_where_torch_is_all_there_is(module: str) -> None:
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name in {{"torchvision", "omegaconf", "PIL", "rich", "sklearn", "skimage", "matplotlib", "xformers"}}:
+        others = ["torchvision", "omegaconf", "PIL", "rich", "sklearn", "skimage", "matplotlib", "xformers", "triton"]
+        if name in others:
             raise ModuleNotFoundError(f"{{name}} is not there", name=name)
 sys.meta_path.insert(0, Refuse())
 import {module}

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from franca.objective.blocks import row_blocks, scores_at_once
-from franca.objective.precision import STORED, factor_type, full_precision, is_mixed, precise, product
+from franca.objective.passes import store
+from franca.objective.precision import STORED, factor_type, full_precision, is_mixed, product
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,18 @@ class Scores:
             values = rows.new_empty(shape, dtype=STORED if mixed else full)
             peaks = rows.new_empty(shape[0], dtype=full)
             for part in row_blocks(*shape, scores_at_once(rows.device)):
-                _store(
-                    precise(product(left[part], right)),
-                    values[part],
-                    peaks[part],
-                    None if valid is None else valid[part],
-                )
+                logits = product(left[part], right)
+                store(logits, values[part], peaks[part], None if valid is None else valid[part])
         return cls(values, peaks, valid)
 
     @classmethod
     @torch.no_grad()
     def of_logits(cls, logits: Tensor, valid: Tensor | None = None) -> Self:
         """Of given logits (N, K), in fp32 at least."""
-        values = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+        kind = torch.promote_types(logits.dtype, torch.float32)
+        values = logits.to(kind, copy=True, memory_format=torch.contiguous_format)
         peaks = values.new_empty(len(values))
-        _store(values, values, peaks, valid)
+        store(values, values, peaks, valid)
         return cls(values, peaks, valid)
 
     def __getitem__(self, rows: slice) -> Self:
@@ -76,14 +74,3 @@ class Assignments:
         shifted = self.scores.values.to(self.scale.dtype).mul(self.scale).add_(self.potentials)
         assignments = shifted.softmax(dim=1)
         return assignments if self.scores.valid is None else assignments.masked_fill_(~self.scores.valid[:, None], 0.0)
-
-
-def _store(logits: Tensor, values: Tensor, peaks: Tensor, valid: Tensor | None) -> None:
-    """Write logits (n, K) as values and peaks; they are lost."""
-    if valid is not None:
-        logits.masked_fill_(~valid[:, None], 0.0)  # whatever stands there, NaN too
-    torch.amax(logits, dim=1, out=peaks)
-    logits.sub_(peaks[:, None])
-    if values.dtype == STORED:
-        logits.clamp_(min=torch.finfo(STORED).min)
-    values.copy_(logits)

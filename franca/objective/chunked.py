@@ -5,19 +5,35 @@ N rows, K prototypes. Each function makes one exponential per entry; `franca.obj
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from franca.objective.assignments import Assignments, Scores
 from franca.objective.blocks import row_blocks
+from franca.objective.precision import STORED, precise
+
+if TYPE_CHECKING:
+    from franca.objective.assignments import Assignments, Scores
 
 BLOCK = 2**18  # entries: 1 MB in fp32, the second-level cache of a core
 GAIN = 4096.0  # of gradients, whose entries 1 / K would lie among fp16's subnormal numbers
 LEAST = -80.0  # exp(-80) is nothing beside a peak of 1, and results that underflow make exp ten times slower on a CPU
 
 
-def column_logsumexp(scores: Scores, scale: Tensor) -> Tensor:
+def store(logits: Tensor, values: Tensor, peaks: Tensor, valid: Tensor | None) -> None:
+    """Write logits (n, K) as values and peaks; they are lost."""
+    logits = precise(logits)
+    if valid is not None:
+        logits.masked_fill_(~valid[:, None], 0.0)  # whatever stands there, NaN too
+    torch.amax(logits, dim=1, out=peaks)
+    logits.sub_(peaks[:, None])
+    if values.dtype == STORED:
+        logits.clamp_(min=torch.finfo(STORED).min)
+    values.copy_(logits)
+
+
+def column_logsumexp(scores: "Scores", scale: Tensor) -> Tensor:
     """log sum over rows of exp(logits * scale), (K,); -inf without a row that takes part."""
     peak = scale.new_full((scores.values.shape[1],), -torch.inf)
     for block in _scaled(scores, scale):
@@ -29,7 +45,7 @@ def column_logsumexp(scores: Scores, scale: Tensor) -> Tensor:
     return total.log_().add_(peak)
 
 
-def column_sums(assignments: Assignments) -> Tensor:
+def column_sums(assignments: "Assignments") -> Tensor:
     """Mass of every prototype over the rows, (K,): the column sums of the assignments."""
     total = torch.zeros_like(assignments.potentials)
     rows, width = assignments.scores.values.shape
@@ -42,7 +58,7 @@ def column_sums(assignments: Assignments) -> Tensor:
 
 def cross_entropy(
     logits: Tensor,
-    targets: Sequence[Assignments],
+    targets: Sequence["Assignments"],
     teachers: Sequence[tuple[int, ...]],
     scale: float,
     gradient: Tensor | None,
@@ -81,7 +97,7 @@ def cross_entropy(
     return loss
 
 
-def _scaled(scores: Scores, scale: Tensor) -> Iterator[Tensor]:
+def _scaled(scores: "Scores", scale: Tensor) -> Iterator[Tensor]:
     """Blocks of logits * scale, in one buffer; -inf in rows that take no part."""
     rows, width = scores.values.shape
     buffer = scale.new_empty(_block_entries(scale.device, rows, width))
@@ -94,7 +110,7 @@ def _scaled(scores: Scores, scale: Tensor) -> Iterator[Tensor]:
         yield block
 
 
-def _exponentials(assignments: Assignments, buffer: Tensor) -> tuple[Tensor, Tensor]:
+def _exponentials(assignments: "Assignments", buffer: Tensor) -> tuple[Tensor, Tensor]:
     """exp(L + u - largest of the row) in the buffer, (n, K), and its row sums, (n,)."""
     given = assignments.scores.values
     block = buffer[: given.numel()].view(given.shape).copy_(given)
@@ -103,7 +119,7 @@ def _exponentials(assignments: Assignments, buffer: Tensor) -> tuple[Tensor, Ten
     return block, block.sum(dim=1)
 
 
-def _taking_part(scores: Scores, part: slice, like: Tensor) -> Tensor:
+def _taking_part(scores: "Scores", part: slice, like: Tensor) -> Tensor:
     """1 for rows that take part, 0 for others, (n,)."""
     return torch.ones_like(like) if scores.valid is None else scores.valid[part].to(like.dtype)
 

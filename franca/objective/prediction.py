@@ -13,7 +13,8 @@ from torch import Tensor
 
 from franca.objective.assignments import Assignments
 from franca.objective.blocks import row_blocks, scores_at_once
-from franca.objective.chunked import GAIN, cross_entropy
+from franca.objective.chunked import GAIN
+from franca.objective.passes import cross_entropy
 from franca.objective.precision import add_product_, factor_type, full_precision, product
 
 

@@ -82,7 +82,7 @@ class Targets:
     """The teacher's answer to a batch, without gradient."""
 
     crop: list[Assignments]  # J x (2B, K_j), rows sum to 1
-    patch: list[Assignments]  # J x (M, K_j), rows sum to 1, padding rows are 0
+    patch: list[Assignments]  # J x (M, K_j), rows sum to 1, padding rows are 0; empty once the student has learned
     class_tokens: Tensor  # (2B, D)
 
 
@@ -156,7 +156,11 @@ class PretrainingObjective(nn.Module):
     predict = staticmethod(predict)
 
     def student_loss(self, batch: Batch, targets: Targets) -> LossReport:
-        """The student's loss against given targets; the part of a step that has a gradient."""
+        """The student's loss against given targets; the part of a step that has a gradient.
+
+        It uses up ``targets.patch``, level by level: the largest of what a step keeps would else stay through the
+        backward pass, which has no use for it.
+        """
         local_crops = batch.local_crops
         has_local = local_crops is not None and len(local_crops) > 0
         crops = [batch.global_crops, local_crops] if has_local else [batch.global_crops]
@@ -198,12 +202,13 @@ class PretrainingObjective(nn.Module):
         return losses, parts, answer.choices[:2].flatten()
 
     def _patch_losses(self, student: list[Factors], targets: list[Assignments], batch: Batch) -> list[Tensor]:
-        """Weighted loss per level: a crop counts as the mean over its masked patches, masked or not."""
+        """Weighted loss per level, in which a crop counts as the mean over its masked patches; uses up ``targets``."""
         weights = batch.mask_weights * (self.config.patch_weight / (2 * batch.n_images))
-        return [
-            self.predict(*factors, weights, [target], [(0,)], self.config.student_temperature).loss
-            for factors, target in zip(student, targets, strict=True)
-        ]
+        losses = []
+        for factors in reversed(student):
+            target = targets.pop()
+            losses.append(self.predict(*factors, weights, [target], [(0,)], self.config.student_temperature).loss)
+        return losses[::-1]
 
     def _koleo(self, features: Tensor) -> Tensor:
         """Weighted KoLeo of both global crops, each within its own crop: (2B, D) -> scalar."""

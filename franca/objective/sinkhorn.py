@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from franca.objective.assignments import Assignments, Scores
-from franca.objective.chunked import column_logsumexp, column_sums
+from franca.objective.passes import column_logsumexp, column_sums
 from franca.objective.precision import full_precision
 
 OverRanks = Callable[[Tensor], Tensor]

@@ -34,6 +34,7 @@ class Memory:
     backbone: float  # what the backward pass of the blocks needs
     heads: float  # the same for the heads
     targets: float  # what is stored of the teacher's answer
+    kept_targets: float  # of it, through the backward pass
     scores: float  # prototypes, their gradients and the student's logits in work
     assigning: float  # the teacher's moment
     earlier_gradients: float  # of the micro-batches before, while one is computed
@@ -48,8 +49,8 @@ class Memory:
     @property
     def peak(self) -> float:
         """The most at any of four moments: assigning, losses, between heads and backbone, end of the backward pass."""
-        learning = self.copies + self.targets
-        losses = learning + self.backbone + self.heads + self.scores + self.earlier_gradients
+        learning = self.copies + self.kept_targets
+        losses = self.copies + self.targets + self.backbone + self.heads + self.scores + self.earlier_gradients
         between = learning + self.backbone + max(self.head_gradients, self.earlier_gradients)
         return self.lasting + max(self.earlier_gradients + self.assigning, losses, between, learning + self.gradients)
 
@@ -87,6 +88,10 @@ def step_memory(
             rows * _head_row(head, size) for head, rows in zip(heads, (_crops(batch), batch.masked_rows), strict=True)
         ),
         targets=_targets(encoder, batch, size) * accumulate,
+        # The patches' are used up level by level, but those of all batches lie together until the last one's turn.
+        kept_targets=size * _logits(encoder, batch.global_crops[0], 0)[0]
+        if accumulate == 1
+        else _targets(encoder, batch, size) * accumulate,
         scores=_scores(encoder, batch, size),
         assigning=_assigning(encoder, batch, size, accumulate),
         earlier_gradients=parameters / shards if accumulate > 1 else 0.0,
