@@ -84,12 +84,9 @@ class QuantisedIndex:
         return values, index
 
     def _search(self, asked: Rows, part: slice, k: int, count: int, probes: int) -> tuple[Tensor, Tensor]:
-        import faiss
-
-        settings = faiss.SearchParametersIVF()
-        settings.nprobe = probes
         queries = asked.read(part, torch.float32, CPU).numpy()
-        index = torch.from_numpy(self._index.search(queries, count, params=settings)[1])
+        self._index.nprobe = probes  # faiss.contrib.torch_utils, once imported, takes search's parameters away
+        index = torch.from_numpy(self._index.search(queries, count)[1])
         missing = (index < 0).any(dim=1)  # the lists hold too few rows
         values, rows = compare_again(
             asked, torch.arange(part.start, part.stop), self.memory, index.clamp_min(0), k, CPU

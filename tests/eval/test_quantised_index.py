@@ -1,5 +1,7 @@
 """The quantised index against the exact search: what it finds is right, and how much of it there is can be measured."""
 
+import faiss
+import faiss.contrib.torch_utils
 import pytest
 import torch
 
@@ -64,6 +66,16 @@ def test_the_same_seed_finds_the_same_however_rows_are_cut(memory, monkeypatch) 
     monkeypatch.setattr(quantised_index, "CHUNK", 7)
     second = QuantisedIndex(memory).nearest(queries, 5)
     assert torch.equal(first[1], second[1])
+
+
+def test_a_faiss_that_takes_tensors_finds_the_same(memory, monkeypatch) -> None:
+    """faiss.contrib.torch_utils, which the search on a GPU imports, replaces the methods of every index."""
+    index, queries = QuantisedIndex(memory), clusters(30, 1)
+    replaced = [index.nearest(queries, 5, probes)[1] for probes in (1, 8)]
+    monkeypatch.setattr(faiss.IndexIVFPQ, "search", faiss.IndexIVFPQ.search_numpy)
+    original = [index.nearest(queries, 5, probes)[1] for probes in (1, 8)]
+    assert not torch.equal(*replaced)
+    assert all(torch.equal(*pair) for pair in zip(replaced, original, strict=True))
 
 
 def test_recall_counts_what_was_found() -> None:
