@@ -1,6 +1,6 @@
 """Everything about speed that only a device can tell, measured by one command and written as one page.
 
-    python scripts/measure_device.py FOLDER [--device auto] [--dry-run] [--only PART …] [--minutes 9] [--tiny]
+    python scripts/measure_device.py FOLDER [--device auto] [--dry-run] [--only PART …] [--minutes 60] [--tiny]
 
 Each part is a process of its own that takes at most --limit seconds and leaves FOLDER/PART.txt (what it printed) and,
 where it has numbers, FOLDER/PART.json. Parts that are finished there are not measured again, so the command continues

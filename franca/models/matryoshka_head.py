@@ -35,8 +35,10 @@ class Prototypes(nn.Module):
         nn.init.uniform_(self.weight_v, -bound, bound)
 
     def forward(self) -> Tensor:
-        length = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
-        return self.weight_v * (self.weight_g / length)
+        """In fp32 at least, also where the parameters travel in 16 bits."""
+        directions = self.weight_v.to(torch.promote_types(self.weight_v.dtype, torch.float32))
+        length = torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+        return directions * (self.weight_g / length)
 
 
 class MatryoshkaHead(nn.Module):
@@ -104,7 +106,8 @@ class MatryoshkaHead(nn.Module):
                 module.reset_parameters()
 
     def forward(self, features: Tensor) -> list[Tensor]:
-        return [F.linear(rows, prototypes) for rows, prototypes in self.factors(features)]
+        kind = features.dtype
+        return [F.linear(rows.to(kind), prototypes.to(kind)) for rows, prototypes in self.factors(features)]
 
     def factors(self, features: Tensor) -> list[Factors]:
         """What the scores are products of, per level, for those who multiply them out part by part: (N, d) -> J."""
@@ -120,11 +123,10 @@ class MatryoshkaHead(nn.Module):
         return self._bottleneck(rows_at_once(features, self.matryoshka_projections, self.mlps)).unbind()
 
     def _bottleneck(self, rows: Tensor) -> Tensor:
-        """(..., bottleneck_dim), normalised if asked for."""
+        """(..., bottleneck_dim), normalised if asked for, and then in fp32 at least."""
         if not self.normalize_bottleneck:
             return rows
-        precise = rows.to(torch.promote_types(rows.dtype, torch.float32))  # bf16 would round the length
-        return F.normalize(precise, dim=-1, eps=1e-6).to(rows.dtype)
+        return F.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1, eps=1e-6)
 
 
 def level_widths(in_dim: int, nesting: Sequence[float]) -> list[int]:

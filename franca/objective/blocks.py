@@ -2,12 +2,15 @@
 
 import torch
 
-SCORES = 2**24  # entries of a product before they are stored or turned into gradients: 64 MB in fp32
+# Entries of a product before they are stored or turned into gradients: 64 MB in fp32 on a CPU. Accelerators have the
+# memory for larger products, and need them to be busy.
+SCORES = 2**24
+SCORES_ON_ACCELERATOR = 2**28
 
 
 def scores_at_once(device: torch.device) -> int:
-    """Entries of a product; accelerators have the memory for larger ones, and need them to be busy."""
-    return SCORES * (1 if device.type == "cpu" else 16)
+    """Entries of a product on this device."""
+    return SCORES if device.type == "cpu" else SCORES_ON_ACCELERATOR
 
 
 def row_blocks(rows: int, width: int, entries: int) -> list[slice]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -69,12 +70,11 @@ def predict(
     choose: bool = False,
 ) -> Prediction:
     """`franca.objective.prediction.predict` with logits kept and gradients by autograd."""
-    logits = F.linear(rows, prototypes).unflatten(0, (len(teachers), -1))
-    per_view = [
-        cross_entropy(view, torch.stack([targets[number].q for number in key]).sum(dim=0), temperature)
-        for view, key in zip(logits, teachers, strict=True)
-    ]
-    per_row = torch.stack(per_view)
+    logits = F.linear(rows, prototypes.to(rows.dtype)).unflatten(0, (len(teachers), -1))
+    wanted = [reduce(torch.add, [targets[number].q for number in key]) for key in teachers]
+    per_row = torch.stack(
+        [cross_entropy(view, target, temperature) for view, target in zip(logits, wanted, strict=True)]
+    )
     choices = logits.detach().argmax(dim=-1) if choose else None
     return Prediction(per_row.flatten() @ weights, per_row.detach(), choices)
 
@@ -87,7 +87,15 @@ class EagerObjective(PretrainingObjective):
     ) -> list[WrittenAssignments]:
         iterations, over_ranks = self.config.sinkhorn_iterations, self.logsumexp_over_ranks
         return [
-            WrittenAssignments(assignments(F.linear(*level), temperature, iterations, rows, over_ranks))
+            WrittenAssignments(
+                assignments(
+                    F.linear(level.rows, level.prototypes.to(level.rows.dtype)),
+                    temperature,
+                    iterations,
+                    rows,
+                    over_ranks,
+                )
+            )
             for level, rows in zip(factors, valid, strict=True)
         ]
 

@@ -62,12 +62,13 @@ def _passes(tensor: Tensor) -> ModuleType:
 @cache
 def _of_device(kind: str) -> ModuleType:
     """Tried once, on one number: Triton needs a C compiler and a device that is new enough, too."""
-    if find_spec("triton") is None or not _has_driver(kind):
+    if find_spec("triton") is None:
         return chunked
     try:
+        if not _has_driver(kind):
+            return chunked
         kernels = import_module("franca.objective.triton_passes")
-        one = torch.ones(1, 1, device=kind)
-        kernels.store(one, one, one[0], None)
+        _try_out(kernels, torch.ones(1, 1, device=kind))
     except Exception as error:  # a compiler, headers, the device: whatever Triton misses
         reason = str(error).strip().split("\n")[0]
         warnings.warn(f"Triton doesn't work on {kind} ({reason}): the objective is computed without it", stacklevel=2)
@@ -75,7 +76,20 @@ def _of_device(kind: str) -> ModuleType:
     return kernels
 
 
+def _try_out(kernels: ModuleType, one: Tensor) -> None:
+    """Run each of them on one number, (1, 1)."""
+    from franca.objective.assignments import Assignments, Scores  # which import this file
+
+    scores = Scores(torch.zeros_like(one), one[0])
+    assignments = Assignments(scores, one[0], one[0])
+    kernels.store(one.clone(), torch.zeros_like(one), torch.zeros_like(one[0]), None)
+    kernels.column_logsumexp(scores, one[0])
+    kernels.column_sums(assignments)
+    kernels.cross_entropy(one[None], [assignments], [(0,)], 1.0, torch.empty_like(one[None]))
+
+
 def _has_driver(kind: str) -> bool:
+    """Raises whatever Triton raises when it can't build what its driver needs."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         return True
     if kind == "cpu":

@@ -28,23 +28,30 @@ def is_mixed(device: torch.device) -> bool:
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
-def factor_type(tensor: Tensor) -> torch.dtype:
-    """Type of the factors of the prototypes' products: the tensor's own, fp32 at least, without autocast.
+def factor_type(rows: Tensor) -> torch.dtype:
+    """Type of the factors of the prototypes' products: the rows' own, fp32 at least, without autocast.
 
-    Under autocast fp16 where its products come out in fp32 (rows and prototypes have unit length: the range suffices
-    and three bits are won), else what autocast computes in.
+    Under autocast rows of unit length come in fp32. Their range suits fp16, which has three bits more than bf16: it is
+    taken where fp16's products come out in fp32, else what autocast computes in. Rows that nothing bounds, of heads
+    without normalisation, come in autocast's type and keep it.
     """
-    device = tensor.device.type
-    if not is_mixed(tensor.device):
-        return torch.promote_types(tensor.dtype, torch.float32)
+    device = rows.device.type
+    if not is_mixed(rows.device):
+        return torch.promote_types(rows.dtype, torch.float32)
+    if rows.dtype.itemsize == 2:
+        return rows.dtype
     return torch.float16 if _sums_come_out_in_full(device) else torch.get_autocast_dtype(device)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """(n, m) @ (m, k), in fp32 where the device gives fp32 sums of fp16 factors; autocast must be off."""
-    if left.dtype == torch.float16 and _sums_come_out_in_full(left.device.type):
-        return torch.mm(left, right, out_dtype=torch.float32)
+    """(n, m) @ (m, k), in fp32 where the device gives fp32 sums of 16-bit factors; autocast must be off."""
+    if left.dtype.itemsize == 2 and _sums_come_out_in_full(left.device.type):
+        return _product_in_full(left, right)
     return torch.mm(left, right)
+
+
+def _product_in_full(left: Tensor, right: Tensor) -> Tensor:
+    return torch.mm(left, right, out_dtype=torch.float32)
 
 
 def add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -59,10 +66,10 @@ def add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 @cache
 def _sums_come_out_in_full(device: str) -> bool:
-    """Whether this kind of device gives fp32 sums of fp16 products."""
+    """Whether this kind of device gives fp32 sums of products of 16-bit factors."""
     one = torch.ones(1, 1, dtype=torch.float16, device=device)
     try:
-        torch.mm(one, one, out_dtype=torch.float32)
+        _product_in_full(one, one)
     except (NotImplementedError, RuntimeError):
         return False
     return True

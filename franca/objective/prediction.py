@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from franca.objective.assignments import Assignments
 from franca.objective.blocks import row_blocks, scores_at_once
@@ -41,7 +42,7 @@ def predict(
     view c learns from the sum of rows n of the targets whose numbers are teachers[c]: of one assignment, or of two for
     a local crop that is to agree with both global ones, since cross-entropy is linear in its target.
     """
-    given = tuple(targets), tuple(teachers), temperature, choose
+    given = tuple(targets), tuple(teachers), temperature, choose, torch.is_grad_enabled()
     return Prediction(*_Prediction.apply(rows, prototypes, weights, *given))
 
 
@@ -56,11 +57,12 @@ class _Prediction(torch.autograd.Function):
         teachers: tuple[tuple[int, ...], ...],
         temperature: float,
         choose: bool,
+        learns: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         views, kind = len(teachers), factor_type(rows)
         left, right = rows.to(kind).unflatten(0, (views, -1)), prototypes.to(kind)
         by_view = weights.to(torch.promote_types(kind, torch.float32)).unflatten(0, (views, -1))
-        gradients = _Gradients(left, right, by_view, 1 / temperature) if any(ctx.needs_input_grad) else None
+        gradients = _Gradients(left, right, by_view, 1 / temperature) if learns and any(ctx.needs_input_grad) else None
         per_row = by_view.new_empty(by_view.shape)
         choices = torch.empty(by_view.shape, dtype=torch.int64, device=rows.device) if choose else None
         with full_precision(rows.device):
@@ -81,14 +83,15 @@ class _Prediction(torch.autograd.Function):
         return loss, per_row, choices
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, of_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        # Handed on, not kept: what nobody else holds becomes the parameter's gradient without a copy.
+        # Handed on, not kept: they are freed as soon as they are used.
         if ctx.gradients is None:
             raise RuntimeError("the gradient of a prediction is given once; compute the loss again for another one")
         (of_rows, of_prototypes), ctx.gradients = ctx.gradients, None
         kind, kind_of_prototypes = ctx.kinds
         of_rows, of_prototypes = of_rows.mul_(of_loss).to(kind), of_prototypes.mul_(of_loss).to(kind_of_prototypes)
-        return of_rows, of_prototypes, None, None, None, None, None
+        return of_rows, of_prototypes, None, None, None, None, None, None
 
 
 class _Gradients:

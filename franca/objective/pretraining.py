@@ -136,14 +136,23 @@ class PretrainingObjective(nn.Module):
         Gradient accumulation gives all micro-batches of a step here; the mean of their student losses is then the loss
         of the batch they form together (KoLeo apart, which compares within a micro-batch).
         """
-        answers = [self.pair.teacher([batch.global_crops], batch.mask_indices) for batch in batches]
-        crops = _join_levels([answer.crops for answer in answers])
-        patches = _join_levels([answer.patches for answer in answers])
+        crops, patches, class_tokens = self._answers(batches)
         valid = torch.cat([batch.mask_valid for batch in batches])
         assignments = self.balance(crops + patches, [None] * len(crops) + [valid] * len(patches), teacher_temperature)
         crop = _split_levels(assignments[: len(crops)], [len(batch.global_crops) for batch in batches])
         patch = _split_levels(assignments[len(crops) :], [len(batch.mask_indices) for batch in batches])
-        return [Targets(c, p, answer.class_tokens) for c, p, answer in zip(crop, patch, answers, strict=True)]
+        return [Targets(*of_batch) for of_batch in zip(crop, patch, class_tokens, strict=True)]
+
+    def _answers(self, batches: Sequence[Batch]) -> tuple[list[Factors], list[Factors], list[Tensor]]:
+        """What the teacher says of all batches: factors of crops and of patches, joined, and each batch's tokens."""
+        crops: list[Factors] = []
+        patches: list[Factors] = []
+        class_tokens = []
+        for batch in batches:
+            answer: EncoderOutput = self.pair.teacher([batch.global_crops], batch.mask_indices)
+            crops, patches = _with_rows(crops, answer.crops), _with_rows(patches, answer.patches)
+            class_tokens.append(answer.class_tokens)
+        return crops, patches, class_tokens
 
     def balance(
         self, factors: Sequence[Factors], valid: Sequence[Tensor | None], temperature: float | Tensor
@@ -190,7 +199,8 @@ class PretrainingObjective(nn.Module):
         losses, local, whole = [], [], []
         for level, (factors, target) in enumerate(zip(student, targets, strict=True)):
             both = [target[:n_images], target[n_images:]]
-            weights = precise(factors.rows.new_empty(0)).new_full((views * n_images,), weight)
+            kind = torch.promote_types(factors.rows.dtype, torch.float32)
+            weights = factors.rows.new_full((views * n_images,), weight, dtype=kind)
             answer = self.predict(
                 *factors, weights, both, teachers, self.config.student_temperature, choose=level == len(student) - 1
             )
@@ -220,15 +230,15 @@ class PretrainingObjective(nn.Module):
         return self.config.koleo_weight * (koleo_loss(first) + koleo_loss(second))
 
 
-def _join_levels(batches: list[list[Factors]]) -> list[Factors]:
-    """Level by level, the rows of all batches; they share the prototypes."""
-    return [
-        Factors(torch.cat([factors.rows for factors in level]), level[0].prototypes)
-        for level in zip(*batches, strict=True)
-    ]
+def _with_rows(levels: list[Factors], more: list[Factors]) -> list[Factors]:
+    """Level by level, the rows of both; the prototypes are the same, and those of the first are kept."""
+    if not levels:
+        return more
+    both = zip(levels, more, strict=True)
+    return [Factors(torch.cat([first.rows, second.rows]), first.prototypes) for first, second in both]
 
 
 def _split_levels(levels: list[Assignments], rows: list[int]) -> list[list[Assignments]]:
-    """Undoes `_join_levels`: one list of levels per batch, which has rows[i] rows."""
+    """Undoes `_with_rows`: one list of levels per batch, which has rows[i] rows."""
     ends = list(accumulate(rows))
     return [[level[end - count : end] for level in levels] for end, count in zip(ends, rows, strict=True)]

@@ -78,7 +78,7 @@ def _log_total(sums: Tensor, logsumexp_over_ranks: OverRanks | None, sum_over_ra
 
 
 def _finite(mass: Tensor) -> Tensor:
-    """Without a row anywhere that takes part masses are log 0: nothing is to be balanced."""
+    """Without a row anywhere that takes part masses are log 0, and nothing is to be balanced; else none is 0."""
     return mass.masked_fill(mass.isneginf(), 0.0)
 
 

@@ -8,7 +8,6 @@ Legend: D width, T tokens of all crops, rows = tokens that a branch sees under s
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from franca.flops import BatchShape, kept_crops, prototypes_of
@@ -16,7 +15,7 @@ from franca.models import MatryoshkaHead
 from franca.models.block import Block
 from franca.models.feed_forward import SwiGLU
 from franca.objective import Encoder
-from franca.objective.blocks import scores_at_once
+from franca.objective.blocks import SCORES_ON_ACCELERATOR
 
 PRECISE = 4  # bytes of an fp32 number
 RESERVE = 1.1  # of the allocator, for what it can't fill, and kernels' own work space
@@ -185,8 +184,9 @@ def _head_row(head: nn.Module, size: int) -> float:
 
 
 def _assigning(encoder: Encoder, batch: BatchShape, size: int, accumulate: int) -> float:
-    """Stored logits of all batches, and a block of them as it leaves the product."""
-    return accumulate * _targets(encoder, batch, size) + _block_of_scores(encoder, batch) * PRECISE
+    """Stored logits of all batches, a block of them as it leaves the product, and scaled prototypes."""
+    stored = accumulate * _targets(encoder, batch, size)
+    return stored + _block_of_scores(encoder, batch) * PRECISE + _scaled_prototypes(encoder)
 
 
 def _targets(encoder: Encoder, batch: BatchShape, size: int) -> float:
@@ -196,15 +196,18 @@ def _targets(encoder: Encoder, batch: BatchShape, size: int) -> float:
 
 def _scores(encoder: Encoder, batch: BatchShape, size: int) -> float:
     """Scaled prototypes and their gradients, both in fp32, and a block of logits with its gradient."""
+    return 2 * _scaled_prototypes(encoder) + _block_of_scores(encoder, batch) * (PRECISE + size)
+
+
+def _scaled_prototypes(encoder: Encoder) -> float:
+    """Of both heads, in fp32."""
     heads = (encoder.dino_head, encoder.ibot_head)
-    prototypes = sum(prototypes_of(head) * head.config["bottleneck_dim"] for head in heads)
-    return 2.0 * PRECISE * prototypes + _block_of_scores(encoder, batch) * (PRECISE + size)
+    return float(PRECISE * sum(prototypes_of(head) * head.config["bottleneck_dim"] for head in heads))
 
 
 def _block_of_scores(encoder: Encoder, batch: BatchShape) -> float:
     """Logits of the largest level, as many as an accelerator works on at once."""
-    at_once = scores_at_once(torch.device("meta"))
-    return min(at_once, _logits(encoder, _crops(batch), batch.masked_rows)[1])
+    return min(SCORES_ON_ACCELERATOR, _logits(encoder, _crops(batch), batch.masked_rows)[1])
 
 
 def _logits(encoder: Encoder, crops: int, patches: int) -> tuple[float, float]:

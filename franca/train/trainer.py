@@ -146,6 +146,7 @@ class Trainer:
             # Read once: a signal that comes during what follows stops the run after the next step. One stops all ranks.
             stopped_by = int(largest_over_ranks(torch.tensor(self.stop.signal_number or 0))) or None
             trouble = self._after_step(targets, report, stopping=stopped_by is not None)
+            del targets, report  # what they hold would lie beside that of the next step
             if trouble:
                 with self.watchdog.excused("going back"):
                     batches = self._roll_back(trouble)

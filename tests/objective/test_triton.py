@@ -102,11 +102,16 @@ def afresh():
     passes._of_device.cache_clear()
 
 
+def _missing_compiler(kind: str) -> bool:
+    raise subprocess.CalledProcessError(1, ["cc", "driver.c"])
+
+
 @needs_triton
 @pytest.mark.usefixtures("afresh")
-def test_a_driver_without_a_compiler_is_announced_and_done_without(monkeypatch):
-    """Stands for whatever keeps kernels from running: the CPU has no driver."""
-    monkeypatch.setattr(passes, "_has_driver", lambda kind: True)
+@pytest.mark.parametrize("has_driver", [lambda kind: True, _missing_compiler], ids=["kernels", "driver"])
+def test_whatever_keeps_kernels_from_running_is_announced_and_done_without(monkeypatch, has_driver):
+    """Kernels can't run on the CPU, which has no driver; a driver may itself need a compiler that isn't there."""
+    monkeypatch.setattr(passes, "_has_driver", has_driver)
     with pytest.warns(UserWarning, match=r"Triton doesn't work on cpu \(.+\): the objective is computed without it"):
         scores = Scores.of_logits(torch.tensor([[1.0, 3.0]]))
     assert scores.values.tolist() == [[-2.0, 0.0]]
