@@ -1,7 +1,8 @@
 """What the prototypes of every Matryoshka level see: each level's slice through its linear map and its MLP.
 
 Legend: N rows, d features, J levels; level j has a square map P_j, p_j of its first m_j features, then an MLP whose
-layers W, b have the same shapes on every level, but for the first one's width m_j. Two forms give the same numbers, but for rounding.
+layers W, b have the same shapes on every level, but for the first one's width m_j. Two forms give the same numbers but
+for rounding.
 """
 
 from collections.abc import Sequence
