@@ -175,8 +175,9 @@ class PretrainingObjective(nn.Module):
         crops = [batch.global_crops, local_crops] if has_local else [batch.global_crops]
         student: EncoderOutput = self.pair.student(crops, batch.mask_indices, batch.masks)
 
-        crop_losses, levels, choices = self._crop_losses(student.crops, targets.crop, batch.n_images)
+        # Patches first: what their targets held makes room for the gradients of prototypes.
         patch_losses = self._patch_losses(student.patches, targets.patch, batch)
+        crop_losses, levels, choices = self._crop_losses(student.crops, targets.crop, batch.n_images)
         levels["patch"] = torch.stack(patch_losses).detach()
         features = student.class_tokens[: 2 * batch.n_images]
         koleo = self._koleo(features)
