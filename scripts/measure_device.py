@@ -29,6 +29,7 @@ from PIL import Image
 
 from franca.data.random_streams import generator
 from measuring.facts import ROOT, commit, markdown
+from measuring.progress import without_progress
 from measuring.stored import EAGER, PROJECT
 from measuring.timing import spread
 
@@ -147,6 +148,31 @@ def make_photographs(folder: Path) -> None:
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{number:03}.jpg", quality=75)
 
 
+def makes_photographs(wanted: list[Part], options: argparse.Namespace) -> bool:
+    """Whether a part needs photographs and none are given."""
+    return options.photographs is None and any(part.name == "data" for part in wanted)
+
+
+def listing(wanted: list[Part], options: argparse.Namespace) -> str:
+    """The parts, what they run, and what ends them."""
+    width = max(len(part.name) for part in wanted)
+    lines = []
+    for part in wanted:
+        lines.append(f"{part.name:<{width}}  {part.about}{': finished' if finished(part, options.folder) else ''}")
+        lines.append(f"{'':<{width}}  python {shlex.join(part.command)}")
+    lines += [
+        "",
+        f"A part that takes longer than {options.limit:g} seconds is stopped (--limit), and all that it started;",
+    ]
+    lines.append(f"after {options.minutes:g} minutes (--minutes) nothing more begins and what runs is stopped.")
+    if makes_photographs(wanted, options):
+        lines.append(
+            f"{options.folder / 'photographs'}: made by this command before the first part, {PICTURES} pictures"
+        )
+        lines.append("of noise; --photographs FOLDER takes your own instead.")
+    return "\n".join(lines)
+
+
 def results(folder: Path, wanted: list[Part]) -> str:
     """The page: tables of the numbers, then what each part printed."""
     there = [part for part in wanted if finished(part, folder)]
@@ -165,7 +191,8 @@ def results(folder: Path, wanted: list[Part]) -> str:
     missing = [part.name for part in wanted if part not in there]
     lines += [f"Not measured yet: {', '.join(missing)}.", ""] if missing else []
     for part in there:
-        text = (folder / f"{part.name}.txt").read_text(encoding="utf-8", errors="replace").strip()
+        log = (folder / f"{part.name}.txt").read_text(encoding="utf-8", errors="replace")
+        text = without_progress(log).strip()
         lines += [f"## {part.name}: {part.about}", "", "```", text, "```", ""]
     return "\n".join(lines)
 
@@ -248,13 +275,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     wanted = [part for part in wanted if not options.only or part.name in options.only]
     if options.dry_run:
-        width = max(len(part.name) for part in wanted)
-        for part in wanted:
-            print(f"{part.name:<{width}}  {part.about}{': finished' if finished(part, options.folder) else ''}")
-            print(f"{'':<{width}}  python {shlex.join(part.command)}")
+        print(listing(wanted, options))
         return 0
     options.folder.mkdir(parents=True, exist_ok=True)
-    if options.photographs is None and any(part.name == "data" for part in wanted):
+    if makes_photographs(wanted, options):
         make_photographs(options.folder / "photographs")
     ends, failed = time.monotonic() + 60 * options.minutes, False
     for part in wanted:

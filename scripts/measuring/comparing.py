@@ -16,6 +16,7 @@ from franca.train.config import TrainConfig
 from franca.train.step import TrainingStep
 from measuring.facts import aligned, reset_peak
 from measuring.facts import peak_gb as peak_of_step
+from measuring.progress import say
 from measuring.replaced import replaced
 from measuring.stepping import Stepping
 from measuring.stored import (
@@ -35,6 +36,8 @@ from measuring.timing import Took, in_turns, ratios, spread, timed
 
 Found = dict[str, Any]
 ERRORS = ("loss", "gradient")
+STEP_MEMORY, MEMORY, LESS_GRADIENTS = "peak memory of a step, GB", "its peak memory, GB", "  without its gradients"
+ERROR = "error of its "
 
 
 def compared(stepping: Stepping, other: str, steps: int, rounds: int) -> tuple[Found, str]:
@@ -53,19 +56,20 @@ def compared(stepping: Stepping, other: str, steps: int, rounds: int) -> tuple[F
         return took
 
     for way in (other, PROJECT):
+        say(f"warm-up of the step, {way}")
         block(way)
         peaks[way].clear()
-    took = in_turns([lambda: block(PROJECT), lambda: block(other)], rounds)
+    took = in_turns([lambda: block(PROJECT), lambda: block(other)], rounds, f"the step and the step with {other}")
     step = _pair(took, stepping.device, steps)
     rows = [["", PROJECT, other, "ratio"], _row("a step, ms", step, stepping.device)]
     if stepping.device.type != "cpu":  # there the count is of the whole process
         step["peak_gb"] = {way: max(values) for way, values in peaks.items()}
-        rows.append(_memory_row("its peak memory, GB", *step["peak_gb"].values()))
+        rows.append(_memory_row(STEP_MEMORY, *step["peak_gb"].values()))
     found: Found = {"other": other, "step": step}
     if other == EAGER:
         found["objective"], lines = _alone(answers(stepping), stepping.config, stepping.precision, rounds)
         rows += lines
-    return found, _page(rows, found.get("objective"), stepping.device)
+    return found, _page(rows, stepping.device)
 
 
 @contextmanager
@@ -104,20 +108,22 @@ def alone(
     stored = made_up(config, rows, device, precision)
     found, lines = _alone(stored, config, precision, rounds)
     size = f"{stored.rows:,} masked rows x {stored.prototypes:,} prototypes, {stored.batch.n_images} images"
-    return found, f"{config.model.arch}, {size}\n{_page([['', PROJECT, EAGER, 'ratio'], *lines], found, device)}"
+    return found, f"{config.model.arch}, {size}\n{_page([['', PROJECT, EAGER, 'ratio'], *lines], device)}"
 
 
 def _alone(
     stored: Stored, config: TrainConfig, precision: torch.dtype | None, rounds: int
 ) -> tuple[Found, list[list[str]]]:
     device = stored.student.class_tokens.device
+    say(f"errors of both objectives, {stored.rows:,} masked rows")
     wrong = errors(stored, config, precision)  # and the warm-up
 
     def once(way: str) -> Took:
         mine = stored.copies()
         return timed(lambda: run(way, mine, config, precision), device)
 
-    found = _pair(in_turns([lambda: once(PROJECT), lambda: once(EAGER)], rounds), device, 1)
+    found = _pair(in_turns([lambda: once(PROJECT), lambda: once(EAGER)], rounds, "the objectives alone"), device, 1)
+    say("memory of both objectives")
     if device.type == "cpu":
         peaks = {way: peak_gb_of_process(way, config, stored.rows, precision) for way in OBJECTIVES}
     else:
@@ -127,9 +133,9 @@ def _alone(
     found |= {"loss_error": {way: error.loss for way, error in wrong.items()}}
     found |= {"gradient_error": {way: error.gradient for way, error in wrong.items()}}
     rows = [_row("objective alone, ms", found, device)]
-    rows.append(_memory_row("its peak memory, GB", peaks[PROJECT], peaks[EAGER]))
-    rows.append(_memory_row("  without its gradients", peaks[PROJECT] - given, peaks[EAGER] - given))
-    rows += [[f"error of its {what}", *(f"{e:.1e}" for e in found[f"{what}_error"].values())] for what in ERRORS]
+    rows.append(_memory_row(MEMORY, peaks[PROJECT], peaks[EAGER]))
+    rows.append(_memory_row(LESS_GRADIENTS, peaks[PROJECT] - given, peaks[EAGER] - given))
+    rows += [[f"{ERROR}{what}", *(f"{e:.1e}" for e in found[f"{what}_error"].values())] for what in ERRORS]
     return found, rows
 
 
@@ -152,11 +158,15 @@ def _memory_row(name: str, mine: float, other: float) -> list[str]:
     return [name, f"{mine:.3f}", f"{other:.3f}", f"{mine / other if other > 0 else math.nan:.2f}"]
 
 
-def _page(rows: list[list[str]], objective: Found | None, device: torch.device) -> str:
+def _page(rows: list[list[str]], device: torch.device) -> str:
+    """The table, and what its rows mean: those that it has."""
     on_cpu = device.type == "cpu"
+    held = "by how much a fresh process grows" if on_cpu else "what is held beside the answers of the heads"
+    notes = {
+        STEP_MEMORY: f"{STEP_MEMORY.partition(',')[0]}: all that tensors hold",
+        MEMORY: f"memory of the objective alone: {held}",
+        LESS_GRADIENTS: "its gradients: those of the answers, which any objective must give",
+        ERROR: "errors: relative, against the eager objective in fp32 on the same answers of the heads",
+    }
     lines = [aligned(rows), f"median (least-largest), in turns; ms {'of the processor' if on_cpu else 'by the clock'}"]
-    if objective:
-        lines.append("errors are relative, against the eager objective in fp32 on the same answers of the heads")
-        what = "by how much a fresh process grows" if on_cpu else "what is held beside the answers"
-        lines.append(f"memory: {what}; in it the gradients of the answers, which any objective must give")
-    return "\n".join(lines)
+    return "\n".join(lines + [note for name, note in notes.items() if any(row[0].startswith(name) for row in rows)])

@@ -19,6 +19,8 @@ from franca.train.config import TrainConfig, load_config
 from measuring.comparing import alone, compared
 from measuring.facts import aligned, facts, peak_gb, reset_peak
 from measuring.parts import PARTS
+from measuring.plan import Plan
+from measuring.progress import numbered, say
 from measuring.stepping import Stepping
 from measuring.timing import Took, spread, timed
 from measuring.waits import compiled_graphs, count_waits, profiled
@@ -32,21 +34,25 @@ def first_steps(stepping: Stepping) -> Found:
     seconds: list[float] = []
     while len(seconds) < FIRST_STEPS:
         graphs = compiled_graphs()
+        say(f"first steps, {len(seconds) + 1}: until nothing is compiled")
         seconds.append(timed(stepping.step, stepping.device).clock)
         if compiled_graphs() == graphs:
             break
     return {"first_seconds": seconds, "graphs": compiled_graphs()}
 
 
-def measured(stepping: Stepping, options: argparse.Namespace) -> Found:
-    """The step as it is."""
+def measured(stepping: Stepping, plan: Plan, more: int) -> Found:
+    """The step as it is. more: steps that will be taken after the first ones, in all."""
     found = first_steps(stepping)
-    stepping.block(options.warmup)
+    seconds = found["first_seconds"][-1]
+    say(f"the last took {seconds:.3g} s; {more} more would take {more * seconds / 60:.1f} minutes")
+    for _ in numbered("warm-up, step", plan.warmup):
+        stepping.step()
     reset_peak(stepping.device)
     graphs = compiled_graphs()
-    blocks = [stepping.block(options.steps) for _ in range(options.blocks)]
+    blocks = [stepping.block(plan.steps) for _ in numbered("the step, block", plan.blocks)]
     found |= {"recompilations": compiled_graphs() - graphs, "peak_gb": peak_gb(stepping.device)}
-    found |= of_blocks(stepping, blocks, options.steps)
+    found |= of_blocks(stepping, blocks, plan.steps)
     return found | waits_of(stepping)
 
 
@@ -67,6 +73,7 @@ def of_blocks(stepping: Stepping, blocks: list[Took], steps: int) -> Found:
 
 def waits_of(stepping: Stepping) -> Found:
     """Of one step: operations that wait, and on an accelerator calls of its runtime that do."""
+    say("a step whose waits are counted")
     batches = stepping.draw()
     found: Found = {"waits": dict(count_waits(lambda: stepping.take(batches), stepping.device))}
     if stepping.device.type != "cpu":
@@ -77,7 +84,7 @@ def waits_of(stepping: Stepping) -> Found:
 
 def profile_of(stepping: Stepping, steps: int, trace: Path | None) -> Found:
     """Milliseconds of every part, step by step; on an accelerator its idle time; a trace of one step where asked."""
-    taken = [stepping.parts() for _ in range(steps)]
+    taken = [stepping.parts() for _ in numbered("time by part, step", steps)]
     found: Found = {"parts_ms": {part: [1e3 * each[part] for each in taken] for part in PARTS}}
     if stepping.device.type != "cpu" or trace:
         seen, activity = profiled(stepping.parts, stepping.device)
@@ -145,20 +152,25 @@ def report(config: TrainConfig, options: argparse.Namespace) -> Found:
         precision = choose_precision(config.precision, device)
         found: Found = {"facts": facts(device, precision), "config": flatten(config)}
         print(place(found["facts"]), flush=True)
-        found["objective"], page = alone(config, options.objective_only, device, precision, options.blocks)
+        rounds = Plan.of(options, device).blocks
+        found["objective"], page = alone(config, options.objective_only, device, precision, rounds)
         print(f"\n{page}")
         return found
+    say("the networks are built")
     stepping = Stepping(config, options.files)
+    plan = Plan.of(options, stepping.device)
+    more = plan.after_the_first(options, stepping.device)
     found = {"facts": facts(stepping.device, stepping.precision), "config": flatten(config)}
     print(f"{head(config, found['facts'], stepping.device)}\n", flush=True)
-    found["step"] = measured(stepping, options)
+    say(f"about {more + 1} steps of {stepping.images} images will be taken: {plan}, and what else is asked for")
+    found["step"] = measured(stepping, plan, more)
     print(step_page(found["step"]), flush=True)
     if options.profile or options.trace:
-        found["profile"] = profile_of(stepping, options.steps, options.trace)
+        found["profile"] = profile_of(stepping, plan.steps, options.trace)
         clock = "processor " if stepping.device.type == "cpu" else ""
         print(f"\n{profile_page(found['profile'], clock)}", flush=True)
     if options.against:
-        found["against"], page = compared(stepping, options.against, options.steps, options.blocks)
+        found["against"], page = compared(stepping, options.against, plan.steps, plan.blocks)
         print(f"\n{page}", flush=True)
     return found
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from measuring.progress import say
+
 
 @dataclass(frozen=True)
 class Took:
@@ -36,10 +38,12 @@ def timed(work: Callable[[], object], device: torch.device) -> Took:
     return Took(time.perf_counter() - began, time.process_time() - processor)
 
 
-def in_turns(ways: Sequence[Callable[[], Took]], rounds: int) -> list[list[Took]]:
-    """Each way once a round, A B A B: what every way took, round by round."""
+def in_turns(ways: Sequence[Callable[[], Took]], rounds: int, what: str = "") -> list[list[Took]]:
+    """Each way once a round, A B A B: what every way took, round by round; those of ``what`` are said."""
     found: list[list[Took]] = [[] for _ in ways]
-    for _ in range(rounds):
+    for number in range(rounds):
+        if what:
+            say(f"{what}, round {number + 1} of {rounds}")
         for way, took in zip(ways, found, strict=True):
             took.append(way())
     return found

@@ -17,7 +17,10 @@ from measuring.facts import ROOT
 from measuring.timing import finish
 
 # Operations whose result, or its shape, the program must know before it goes on.
-READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_consecutive")
+READS = (
+    *("_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount"),
+    *("_unique2", "unique_dim", "unique_consecutive"),
+)
 INDEXING = ("index", "index_put", "index_put_")  # by truth values: nonzero inside
 COPIES = ("_to_copy", "copy_")
 STEP = "the step that is looked at"
@@ -27,6 +30,8 @@ class Waits(TorchDispatchMode):
     """Counts the operations that wait for ``device``, by name and the line of this project that asked for them.
 
     On the CPU nothing waits: counted is what would wait if the same tensors were on an accelerator, but for copies.
+    While a mode like this is on, torch.compile's graphs don't run: Dynamo runs the same code uncompiled, and that is
+    what is counted. For a compiled step the synchronising calls of a profile count (``Activity.calls``).
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -50,6 +55,9 @@ class Waits(TorchDispatchMode):
             source = args[1] if name == "copy_" else args[0]
             blocking = not kwargs.get("non_blocking", len(args) > 2 and args[2])
             return blocking and source.device.type != result.device.type
+        if name == "histc":  # finds the bounds itself where both are the same
+            given = dict(zip(("self", "bins", "min", "max"), args)) | kwargs  # noqa: B905
+            return bool(there) and given.get("min", 0) == given.get("max", 0)
         counted = name == "repeat_interleave" and func is torch.ops.aten.repeat_interleave.Tensor
         return bool(there) and (name in READS or (counted and kwargs.get("output_size") is None))
 

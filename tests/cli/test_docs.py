@@ -266,6 +266,7 @@ COMMANDS = {
     ".venv/bin/python scripts/benchmark_data.py /path/to/images --device auto": Run(
         "--sizes 32x24 --rounds 1 --batch 2"
     ),
+    f"{STEP} --config configs/recipes/quickstart.yaml --steps 1 --blocks 2": Run(f"{SMALL} --warmup 0"),
     f"{STEP} --config configs/recipes/quickstart.yaml --profile": Run(f"{SMALL} {FEW_STEPS}"),
     f"{STEP} --config configs/recipes/quickstart.yaml --against eager": Run(f"{SMALL} {FEW_STEPS}"),
     f"{STEP} --config configs/pretrain/vitb14_in21k.yaml --objective-only 768": Run(instead=f"{STEP} --help"),

@@ -1,6 +1,8 @@
 """scripts/benchmark_step.py: what it measures, and what it compares with."""
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,23 @@ from benchmark_step import main
 from franca.train.config import TrainConfig
 from franca.train.estimate import work_of_step
 from measuring import comparing
-from measuring.comparing import OTHERS
+from measuring.comparing import OTHERS, compared
+from measuring.plan import Plan
+from measuring.progress import MARK
+from measuring.report import report
 from measuring.stepping import Stepping
-from measuring.stored import EAGER, OBJECTIVES, PROJECT, answers, errors, made_up, peak_gb_of_process, run, tensors
+from measuring.stored import (
+    EAGER,
+    OBJECTIVES,
+    PROJECT,
+    answers,
+    errors,
+    growth,
+    made_up,
+    peak_gb_of_process,
+    run,
+    tensors,
+)
 from measuring.timing import Took, in_turns, ratios, spread
 from tests.tiny import write_tiny
 
@@ -83,9 +99,12 @@ def test_the_numbers_are_those_of_the_configured_step(
     assert step["executed_tflops"][0] == pytest.approx(work.executed / step["step_ms"][0] * 1e3 / 1e12)
     assert (step["waits"], step["recompilations"]) == ({}, 0)
     assert found["config"]["accumulate"] == 2
-    page = capsys.readouterr().out
+    page, said = capsys.readouterr()
     assert "4 images x 2 a step" in page
     assert "backward" in page
+    assert re.search(r"about (\d+) steps of 8 images will be taken", said)[1] == str(1 + 1 + 2 * 2 + 1 + 2)  # type: ignore[index]
+    assert f"{MARK}the step, block 2 of 2\n" in said
+    assert f"{MARK}time by part, step 2 of 2\n" in said
 
 
 def test_the_objective_alone_needs_no_backbone(
@@ -98,10 +117,49 @@ def test_the_objective_alone_needs_no_backbone(
     found = json.loads(output.read_text())["objective"]
     assert (found["rows"], found["prototypes"]) == (7, 4 + 8 + 16)
     assert found["ratio"] == pytest.approx([a / b for a, b in zip(*found["processor_ms"], strict=True)])
-    page = capsys.readouterr().out
+    page, said = capsys.readouterr()
+    assert "the objectives alone, round 2 of 2" in said
     assert "7 masked rows x 28 prototypes" in page
     assert page.split("its peak memory, GB")[1].split()[:3] == ["1.000", "4.000", "0.25"]
     assert page.split("error of its gradient")[1].split()[1] == "0.0e+00"  # eager's, in fp32
+
+
+def test_a_page_explains_the_rows_that_it_has(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "peak_gb_of_process", lambda *_: 1.0)
+    stepping = Stepping(config)
+    _, page = compared(stepping, EAGER, 1, 1)
+    assert [line.partition(":")[0] for line in page.splitlines()[-3:]] == [
+        "memory of the objective alone", "its gradients", "errors"
+    ]  # fmt: skip
+    _, page = compared(stepping, "heads-by-level", 1, 1)
+    assert len(page.splitlines()) == 3  # a head, a row, and what the row's numbers are
+    assert page.splitlines()[-1].startswith("median")
+
+
+def test_as_many_steps_are_taken_as_are_said(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(Stepping, "take", lambda self, batches: taken.append(len(batches)))
+    monkeypatch.setattr(comparing, "_alone", lambda *_: ({}, []))
+    monkeypatch.setattr(comparing, "answers", lambda _: None)
+    options = benchmark_step.parse_arguments(["--profile", "--against", "eager"])
+    report(config, options)
+    plan = Plan.of(options, CPU)
+    assert len(taken) == 1 + plan.after_the_first(options, CPU)
+
+
+def test_what_is_not_asked_for_is_less_on_a_cpu() -> None:
+    options = benchmark_step.parse_arguments(["--blocks", "7", "--warmup", "0"])
+    assert (Plan.of(options, CPU).blocks, Plan.of(options, CPU).warmup) == (7, 0)
+    assert Plan.of(options, CPU).steps < Plan.of(options, torch.device("meta")).steps
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="a peak can't be set back here")
+def test_memory_of_what_came_before_is_no_growth() -> None:
+    size = 64 * 2**20
+    earlier = torch.ones(4 * size, dtype=torch.uint8)
+    del earlier
+    assert growth(lambda: None) < size / 2
+    assert size / 2 < growth(lambda: torch.ones(size, dtype=torch.uint8)) < 2 * size
 
 
 @pytest.mark.parametrize(

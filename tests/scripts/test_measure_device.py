@@ -8,6 +8,7 @@ import pytest
 
 import measure_device
 from measure_device import Part, main
+from measuring.progress import MARK
 
 COUNTS = "import sys, pathlib; file = pathlib.Path(sys.argv[1]); file.write_text(file.read_text() + 'x'); print('seen')"
 
@@ -67,7 +68,11 @@ def test_every_part_is_listed_with_its_command(tmp_path: Path, capsys: pytest.Ca
     listed = capsys.readouterr().out
     for script in ("benchmark_step.py", "benchmark_attention.py", "benchmark_data.py", "benchmark_neighbours.py"):
         assert script in listed
+    assert f"{tmp_path / 'measured' / 'photographs'}: made by this command" in listed
+    assert "longer than 540 seconds is stopped" in listed
     assert not (tmp_path / "measured").exists()
+    assert main([str(tmp_path / "measured"), "--dry-run", "--photographs", str(tmp_path)]) == 0
+    assert "made by this command" not in capsys.readouterr().out
 
 
 def test_tables_hold_the_numbers(tmp_path: Path) -> None:
@@ -79,10 +84,11 @@ def test_tables_hold_the_numbers(tmp_path: Path) -> None:
         "recompilations": 0, "first_seconds": [60.0, 0.1],
     }  # fmt: skip
     (tmp_path / "step_b.json").write_text(json.dumps({"facts": where, "step": step}))
-    (tmp_path / "step_b.txt").write_text("as printed")
+    (tmp_path / "step_b.txt").write_text(f"{MARK}block 1 of 5\nas printed")
     page = measure_device.results(tmp_path, [part])
     row = "| ViT-B/14 | 100 (90-110) | 640 (582-711) | 390 (390-390) | 39.4 % | 59.0 | 2 | 0 | 60 |"
     assert row in page
+    assert "```\nas printed\n```" in page  # without what was said meanwhile
     assert "Some device, bf16, torch 2.11.0" in page
 
 

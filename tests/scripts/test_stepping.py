@@ -77,6 +77,8 @@ def test_nothing_in_a_step_waits(config: TrainConfig) -> None:
         (lambda x: x[x > 0], "index"),
         (lambda x: x.nonzero(), "nonzero"),
         (lambda x: x.masked_select(x > 0), "masked_select"),
+        (lambda x: x.abs().long().bincount(minlength=8), "bincount"),
+        (lambda x: x.histc(4), "histc"),
         (lambda x: x.repeat_interleave(torch.tensor([1, 2, 3])), "repeat_interleave"),
     ],
 )
@@ -89,6 +91,7 @@ def test_what_waits_is_counted_with_its_place(wait: Callable[[Tensor], object], 
 def test_work_with_known_shapes_is_no_wait() -> None:
     rows, places = torch.randn(4, 3), torch.tensor([0, 2])
     assert not count_waits(lambda: rows[places].softmax(0).where(rows[places] > 0, 0.0).sum(), CPU)
+    assert not count_waits(lambda: rows.histc(4, -1, 1), CPU)
 
 
 def test_graphs_are_counted() -> None:
