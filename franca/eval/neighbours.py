@@ -194,16 +194,18 @@ def compare_again(
     asked: Rows, which: Tensor, held: Rows, candidates: Tensor, k: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The k best of the candidates (n, c) of the queries ``which`` (n,), by fp64 products rounded to fp32."""
-    place = place_of_doubles(device)
+    place, home = place_of_doubles(device), asked.parts[0].device
+    # One allocation for all results: small ones, kept between blocks, would leave the blocks' memory in pieces.
+    values = torch.empty(len(candidates), min(k, candidates.shape[1]), device=home)
+    found = torch.empty(values.shape, dtype=torch.int64, device=home)
     step = max(1, ELEMENTS // (candidates.shape[1] * held.width))
-    found = []
     for start in range(0, len(candidates), step):
-        index = candidates[start : start + step].to(place).sort(dim=1).values
-        query = asked.read(which[start : start + step], torch.float64, place)
+        part = slice(start, start + step)
+        index = candidates[part].to(place).sort(dim=1).values
+        query = asked.read(which[part], torch.float64, place)
         rows = held.read(index.flatten(), torch.float64, place).view(*index.shape, -1)
-        found.append(_first(torch.einsum("qcd,qd->qc", rows, query).float(), index, k))
-    values, index = (torch.cat(tensors).to(asked.parts[0].device) for tensors in zip(*found, strict=True))
-    return values, index
+        values[part], found[part] = _first(torch.einsum("qcd,qd->qc", rows, query).float(), index, k)
+    return values, found
 
 
 def _among_all(
