@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 Schema = TypeVar("Schema")
+NUMBERS = {"Integer": "a whole number", "Float": "a number"}  # as OmegaConf calls them -> in words
 
 
 class ConfigError(ValueError):
@@ -53,7 +54,9 @@ def _errors_from(source: str) -> Iterator[None]:
         raise
     except OmegaConfBaseException as error:
         key = f" (key {error.full_key})" if error.full_key else ""
-        raise ConfigError(f"{source}{key}: {str(error).splitlines()[0]}") from None
+        said = str(error).splitlines()[0]
+        wanted = next((f"; give {what}" for kind, what in NUMBERS.items() if said.endswith(f"converted to {kind}")), "")
+        raise ConfigError(f"{source}{key}: {said}{wanted}") from None
     except (YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source}: can't be read as YAML: {' '.join(str(error).split())}") from None
     except ValueError as error:  # from a __post_init__: names the key itself

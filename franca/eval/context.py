@@ -31,11 +31,16 @@ def slice_name(divisor: int) -> str:
     return "d" if divisor == 1 else f"d/{divisor}"
 
 
+def is_slice(dim: int, divisor: int) -> bool:
+    """Whether a feature has this slice, rounded down or not."""
+    return divisor <= dim and (divisor in DIVISORS or dim % divisor == 0)
+
+
 def slice_width(dim: int, divisor: int) -> int:
     """Features of a slice; d/2 … d/64 are rounded down. Raises EvalError for none, or another that isn't whole."""
     if divisor > dim:
         raise EvalError(f"--slice d/{divisor}: a feature of width {dim} has no such slice; choose a wider one")
-    if dim % divisor and divisor not in DIVISORS:
+    if not is_slice(dim, divisor):
         raise EvalError(
             f"--slice d/{divisor} of {dim} features is no whole number of them ({dim / divisor:.2f}): choose a divisor "
             f"of {dim}"

@@ -18,8 +18,9 @@ from franca.devices import choose_device, choose_precision
 from franca.distributed import is_main, on_main, place, process_group
 from franca.eval import figures
 from franca.eval.backbones import Backbone, load_backbone
-from franca.eval.context import DIVISORS, Context, Engine, slice_name, track
+from franca.eval.context import DIVISORS, Context, Engine, is_slice, slice_name, track
 from franca.eval.datasets import OpenedSplit, open_split
+from franca.eval.datasets.base import Role
 from franca.eval.errors import EvalError
 from franca.eval.protocol import Protocol, Task
 from franca.eval.registry import PROTOCOLS, Entry
@@ -116,8 +117,11 @@ def evaluate(question: Question) -> Answer:
 
 
 def _say_untrained(divisors: Sequence[int], backbone: Backbone) -> None:
-    """Which slices no head of the training read: they are scored all the same."""
+    """Which slices no head of the training read: they are scored all the same. Those that there aren't are refused."""
     trained = [round(1 / level) for level in backbone.levels]
+    width = getattr(backbone.model, "embed_dim", None)
+    if isinstance(width, int):
+        divisors = [divisor for divisor in divisors if is_slice(width, divisor)]
     without = [slice_name(divisor) for divisor in divisors if divisor not in trained]
     if trained and without:
         levels = ", ".join(map(slice_name, sorted(trained)))
@@ -136,9 +140,10 @@ def _draw(folder: Path, origin: Origin, records: list[dict[str, Any]]) -> None:
 
 def open_task(protocol: Entry, question: Question) -> Task:
     """The images that the protocol learns from and those it is scored on. Raises EvalError where they are the same."""
-    train, test = None, open_split(question.data, question.test_split, "test", protocol.kind)
+    train, test = None, _open("--data", question.data, question.test_split, "test", protocol.kind)
     if protocol.trains:
-        train = open_split(question.train_data or question.data, question.train_split, "train", protocol.kind)
+        option, data = ("--train-data", question.train_data) if question.train_data else ("--data", question.data)
+        train = _open(option, data, question.train_split, "train", protocol.kind)
         shared = len(_places(train) & _places(test))
         if shared or train.hash == test.hash:
             raise EvalError(
@@ -147,6 +152,14 @@ def open_task(protocol: Entry, question: Question) -> Task:
                 "--train-data"
             )
     return Task(train, test)
+
+
+def _open(option: str, data: str, split: str | None, role: Role, kind: str) -> OpenedSplit:
+    """As `open_split`; errors name the option."""
+    try:
+        return open_split(data, split, role, kind)
+    except EvalError as error:
+        raise EvalError(f"{option} {error}") from error
 
 
 def _places(split: OpenedSplit) -> set[str]:

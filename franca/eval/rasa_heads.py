@@ -10,7 +10,7 @@ from torch import nn
 
 from franca.eval.errors import EvalError
 from franca.eval.loaders import LOCAL_DIR, ModelName
-from franca.hub.checkpoint import hash_tensors
+from franca.hub.checkpoint import CheckpointError, hash_tensors
 from franca.hub.description import describe_rasa
 from franca.hub.files import rasa_beside, read_file
 from franca.hub.layouts import build_rasa, recognise_rasa
@@ -38,13 +38,21 @@ def rasa_for(model: Callable[..., Any], asked: ModelName) -> RASAHead | None:
         if model.rasa_head is not None and asked.rasa == "inside":
             return model.rasa_head
     file = _beside(asked) if asked.rasa == "inside" else Path(asked.rasa).expanduser()
-    state = recognise_rasa(read_file(file), str(file))
-    head = build_rasa(state, describe_rasa(state)["input_dim"], str(file)).requires_grad_(False)
+    state, head = _read(file, asked)
     check_width(head, getattr(model, "embed_dim", None), asked.said)
     _warn_of_other_weights(model, state, file, asked)
     if isinstance(model, VisionTransformer) and asked.kind == "franca":
         model.rasa_head = head
     return head
+
+
+def _read(file: Path, asked: ModelName) -> tuple[State, RASAHead]:
+    """Tensors and head of a file; errors name the option, since --model reads files too."""
+    try:
+        state = recognise_rasa(read_file(file), str(file))
+        return state, build_rasa(state, describe_rasa(state)["input_dim"], str(file)).requires_grad_(False)
+    except (CheckpointError, FileNotFoundError) as error:
+        raise type(error)(f"--rasa {asked.rasa}: {error}") from error
 
 
 def check_width(head: RASAHead, width: object, name: str) -> None:
@@ -74,8 +82,8 @@ def _warn_of_other_weights(model: Callable[..., Any], state: State, file: Path, 
     own = hash_tensors({name: tensor for name, tensor in model.state_dict().items() if "rasa_head." not in name})
     if own != owner:
         logger.warning(
-            "the RASA head %s was trained on other weights (%s, hash %s) than those of %s (hash %s): what it removes "
-            "there need not be position",
+            "the RASA head %s was trained on other weights (%s, hash of its tensors %s) than those of %s (hash of its "
+            "tensors %s): what it removes there need not be position",
             *(file, facts.get("backbone", "?"), owner[:12], asked.said, own[:12]),
         )
 

@@ -83,7 +83,10 @@ def write_results(path: Path, origin: Mapping[str, Any], records: Sequence[Mappi
     """Records as JSON, and their table beside it (.txt), whole or not at all. Raises OSError."""
     content = {"format": FORMAT, "origin": origin, "scores": list(records)}
     replace_text(path, json.dumps(content, indent=1) + "\n")
-    replace_text(path.with_suffix(".txt"), f"{heading(origin)}\n{table(records)}\n")
+    replace_text(
+        path.with_suffix(".txt"),
+        f"{heading(records[0])}\n{table(records)}\n" if records else _drawn(path.parent, origin),
+    )
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -99,13 +102,27 @@ def read_results(path: Path) -> dict[str, Any]:
     return content
 
 
+def _drawn(folder: Path, origin: Mapping[str, Any]) -> str:
+    """Of a protocol without scores: the pictures that it left."""
+    names = [file.name for file in sorted(folder.glob("*.png"))]
+    return "\n".join([heading(origin), "drawn: " + (", ".join(names) or "nothing"), ""])
+
+
 def heading(origin: Mapping[str, Any]) -> str:
-    """What was computed how, in a line: auto may mean another precision elsewhere."""
+    """What was computed how, in a line: auto may mean another precision elsewhere. Records tell the images too."""
     rasa = {"": "", "inside": " with RASA"}.get(origin["rasa"], f" with RASA of {origin['rasa']}")
     return (
         f"{origin['model']}{rasa}, preset {origin['preset']}; network in {origin['precision']} on {origin['device']}, "
-        f"features in {origin['stored_as']}"
+        f"features in {origin['stored_as']}" + _count(origin)
     )
+
+
+def _count(told: Mapping[str, Any]) -> str:
+    """``; 15 images scored``: those of the test set that can be read. Nothing where a setting takes some of them."""
+    if "left_out" not in told or told["elsewhere"] or "images" in told["options"]:
+        return ""
+    left_out = told["left_out"].get(f"{told['data']} {told['split']}", 0)
+    return f"; {told['images'] - left_out} images scored" + (f", {left_out} can't be read" if left_out else "")
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:

@@ -71,7 +71,7 @@ def test_scores_tell_where_they_come_from(knn: list[str], tmp_path: Path, capsys
         assert score["stored_as"] == "fp16"
     assert len({score["train_hash"] for score in scores} | {scores[0]["data_hash"]}) == 2
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].endswith("preset paper+; network in float32 on cpu, features in fp16")
+    assert printed[0].endswith("preset paper+; network in float32 on cpu, features in fp16; 15 images scored")
     assert printed[1] == "voting=soft features=cls, folder val, 28 px, augmentation none"
     assert printed[2].split() == ["metric", "slice", "k=1", "k=3"]
     rows = [[f"{score['value']:.1f}", "%"] for score in scores]
@@ -133,7 +133,10 @@ def test_another_question_has_another_folder(knn: list[str], tmp_path: Path) -> 
         (["--slice", "d/3"], "--slice d/3 of 16 features is no whole number of them (5.33): choose a divisor of 16"),
         (["temprature=1"], "temprature"),
         (["ks=[100]"], "27 training images"),
-        (["--data", "folder:/nowhere"], "/nowhere does not exist"),
+        (["--data", "folder:/nowhere"], "--data 'folder:/nowhere': /nowhere does not exist"),
+        (["--train-data", "folder:/nowhere"], "--train-data 'folder:/nowhere': /nowhere does not exist"),
+        (["--rasa", "/nowhere.pth"], "--rasa /nowhere.pth: no checkpoint at /nowhere.pth"),
+        (["size=abc"], "could not be converted to Integer; give a whole number"),
         (["--data", "imagnet:/nowhere"], "imagenet"),
         (["--test-split", "evening"], "evening"),
         (["--test-split", "train"], "27 of split train are in split train too"),
@@ -166,6 +169,9 @@ def test_slices_that_no_head_was_trained_on_are_named(
     save_teacher(teacher, state, about)
     assert main(short) == 0
     assert "slices without a head of their own in training (levels d, d/2, d/4): d/8" in caplog.text
+    caplog.clear()
+    assert main([*short[:-1], "d/7"]) == main([*short[:-1], "d/1000"]) == 2
+    assert "in training" not in caplog.text, "what is refused isn't announced"
 
 
 @pytest.mark.parametrize("words", [[], ["nothing"], ["knn"], ["compare"]])

@@ -83,7 +83,11 @@ def test_training_images_are_extracted_seed_by_seed_after_one_line_on_the_disk(t
     scores(context, stripes_task(), replace(SMALL, augment=True, seeds=[0, 1, 2]))
     assert order == ["extract", *("extract" if odd else f"search [{seed}]" for seed in range(3) for odd in (1, 0))]
     (line,) = (record.message for record in caplog.records if "on disk" in record.message)
-    assert "3 x 8 training images take 3.0 GB" in line
+    assert "8 training images, 3 times take 3.0 GB" in line
+
+
+def test_less_than_a_gigabyte_is_said_in_megabytes() -> None:
+    assert [in_context._bytes(count) for count in (3.2e9, 17_400_000)] == ["3.2 GB", "17.4 MB"]
 
 
 def test_slices_are_the_first_features(tmp_path) -> None:

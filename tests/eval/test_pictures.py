@@ -178,6 +178,13 @@ class TestFiles:
         with pytest.raises(EvalError, match=r"--slice d/32: .* width 16"):
             draw(make_context("none", slices=(32,)), opened(make_source(2)), PicturesConfig(**SMALL, kinds=["pca"]))
 
+    @pytest.mark.parametrize(("slices", "last"), [((1,), "d/16 = 6"), ((), "d/64 = 1"), ((1, 32), "d/32 = 3")])
+    def test_the_slices_that_are_drawn(self, make_context, make_source, slices, last) -> None:
+        """Those of Fig. 3, all there are, or those that were asked for."""
+        context = Context(Engine(Backbone(Halves(torch.ones(3, 96)), "wide"), CPU), None, Path("none"), slices=slices)
+        rows = sheets.pca_of_slices(sheet_of(context, opened(make_source(2)), PicturesConfig(**SMALL))).rows
+        assert list(rows)[-1] == last
+
 
 class TestSheets:
     @pytest.fixture
@@ -317,3 +324,7 @@ class TestRefusals:
 def test_models_have_short_names_in_figures(model, shown) -> None:
     assert short_name(model) == shown
     assert "".join(sheets.wrapped(shown)) == shown
+
+
+def test_long_names_break_at_slashes_first() -> None:
+    assert sheets.wrapped("final/teacher.pth") == ["final/", "teacher.pth"]

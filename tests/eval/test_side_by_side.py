@@ -106,6 +106,24 @@ def test_other_settings_are_no_comparison(results: Path, tmp_path: Path) -> None
     assert "temperature=0.5" in page
 
 
+def test_a_setting_that_rows_tell_stands_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    scores = [replace(SCORES[0], settings={"memory": "all"})]
+    write(tmp_path, "first", scores, options={"memory": 0, "size": 98})
+    page = build_page([tmp_path], tmp_path / "page").read_text()
+    assert "memory=all" in page
+    assert "size=98" in page
+    assert "memory=0" not in page
+
+
+def test_without_scores_the_table_lists_the_pictures(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    for name in ("slices.png", "pca.png"):
+        (tmp_path / "first" / name).touch()
+    write(tmp_path, "first", [])
+    assert (tmp_path / "first" / "results.txt").read_text().splitlines()[1:] == ["drawn: pca.png, slices.png"]
+
+
 def test_other_images_are_no_comparison(results: Path, tmp_path: Path) -> None:
     (tmp_path / "third").mkdir()
     write(tmp_path, "third", SCORES, data_hash="33")

@@ -14,6 +14,7 @@ from franca.eval.errors import EvalError
 
 LOOKED_INTO = 8  # images at most, spread over a set
 BEGINNING = 1 << 16  # bytes
+ALIKE = 0.65  # of 1, from where a name may be a misspelt layout: foo is no food101
 
 
 def open_split(data: str, split: str | None, role: Role, kind: str) -> OpenedSplit:
@@ -111,7 +112,7 @@ def _parse(data: str) -> tuple[str, Path]:
     path = Path(data).expanduser()
     if path.is_dir():
         return ("segmentation_folder" if (path / "masks").is_dir() and (path / "images").is_dir() else "folder"), path
-    near = get_close_matches(name, LAYOUTS, n=1)
+    near = get_close_matches(name, LAYOUTS, n=1, cutoff=ALIKE)
     advice = f" (did you mean {near[0]}:{rest or 'PATH'}?)" if near else ""
     raise EvalError(
         f"{data!r} is no folder{advice}; name a folder, or LAYOUT:PATH with one of the layouts {', '.join(LAYOUTS)}"

@@ -214,9 +214,14 @@ def named_clusters(model: Seen, sheet: Sheet) -> list[Tensor]:
 
 
 def wrapped(name: str) -> list[str]:
-    """A name in lines of about 16 characters, broken behind its signs."""
+    """A name in lines of about 16 characters, broken behind its slashes, and only then behind its other signs."""
+    return [line for part in _packed(name, "/") for line in _packed(part, ":/_.-")]
+
+
+def _packed(name: str, signs: str) -> list[str]:
+    """A name in lines that are as long as may be, broken behind these signs."""
     lines = [""]
-    for piece in re.findall(r"[^:/_.-]*[:/_.-]*", name):
+    for piece in re.findall(f"[^{signs}]*[{signs}]*", name):
         if lines[-1] and len(lines[-1] + piece) > LABEL:
             lines.append("")
         lines[-1] += piece

@@ -96,10 +96,15 @@ def _say_space(context: Context, test: Side, images: int, tables: int) -> None:
         needed = tables * images * grids[0].numel() * grids.element_size()
         free = shutil.disk_usage(folder).free
         logger.info(
-            "in-context: features of %d x %d training images take %.1f GB on disk (some may be there; %.1f GB are free "
-            "in %s)",
-            *(tables, images, needed / GIGABYTE, free / GIGABYTE, folder),
+            "in-context: features of %d training images%s take %s on disk, less what is there already; %s are free "
+            "in %s",
+            *(images, f", {tables} times" if tables > 1 else "", _bytes(needed), _bytes(free), folder),
         )
+
+
+def _bytes(count: float) -> str:
+    """``3.2 GB``, or ``17.4 MB`` where it is less than one."""
+    return f"{count / GIGABYTE:.1f} GB" if count >= GIGABYTE else f"{1000 * count / GIGABYTE:.1f} MB"
 
 
 def _is_sampled(config: InContextConfig, train: Side) -> bool:

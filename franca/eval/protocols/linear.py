@@ -124,8 +124,9 @@ def run(context: Context, task: Task, config: LinearConfig) -> Iterator[Score]:
             grid = _train(context, train, config, stored, learn, reads, progress)
             if is_main():
                 choice = tests[0] if stored is None or not len(held) else _held_out(train, stored, held, task.test)
+                where = "test" if choice is tests[0] else "held-out training"
                 for name, kinds in inputs.items():
-                    head, choice_of = _best(grid, kinds, choice)
+                    head, choice_of = _best(grid, kinds, choice, where)
                     save_head(head_file(context, name), head, about | choice_of, train.source.classes)
     if is_main():
         for name, head in saved_heads(context, inputs, about).items():
@@ -246,16 +247,19 @@ def _hint(steps: int, size: int, images: int) -> None:
         )
 
 
-def _best(grid: HeadGrid, kinds: list[HeadInput], choice: TestSet) -> tuple[LinearHead, dict[str, Any]]:
-    """The classifier with the best score, the first of equals: fewer inputs, smaller rates."""
+def _best(grid: HeadGrid, kinds: list[HeadInput], choice: TestSet, where: str) -> tuple[LinearHead, dict[str, Any]]:
+    """The classifier with the best score, the first of equals: fewer inputs, smaller rates. ``where``: for people."""
     scored = [(head, rate, _score(head, choice)) for head, rate in grid.heads() if head.reads in kinds]
     if not scored:
         raise EvalError("the weights of every classifier have grown beyond all numbers: choose smaller rates")
     head, rate, score = max(scored, key=lambda each: each[2])
     reads = head.reads
     logger.info(
-        "chosen of %d: rate %.3g, last %d blocks, mean patch %s: %.2f %%",
-        *(len(scored), rate, reads.blocks, reads.patch_width > 0, score),
+        "linear probe: of %d classifiers the best on the %s images, with %.2f %% accuracy there, has learning "
+        "rate %.3g and reads the class %s%s",
+        *(len(scored), where, score, rate),
+        "token of the last block" if reads.blocks == 1 else f"tokens of the last {reads.blocks} blocks",
+        " and the mean patch" if reads.patch_width else "",
     )
     return head, {"rate": rate, "blocks": reads.blocks, "mean_patch": reads.patch_width > 0, "score of choice": score}
 

@@ -1,11 +1,12 @@
 """Pictures of what a backbone sees, as PNG files: PCA of patch features, attention, clusters, masks.
 
 pca: first three principal components as red, green and blue, across all images (paper Fig. 8); foreground: the same for
-the patches on the upper side of the first component; slices: for the first d, d/2 … d/16 features (Fig. 3); attention:
-of the class token in the last block, mean and single heads (Fig. 10); clusters: k-means across images; masks: those of
-the data set, beside clusters that are given the class of most of their pixels. All but slices and attention look at the
-slice that --slice names, the widest of several. Colours are fixed by the features: the
-same command draws the same picture, and a rotation or another sign of the features changes nothing.
+the patches on the upper side of the first component; slices: for the first d, d/2 … d/16 features (Fig. 3), or those
+that --slice names where it names several; attention: of the class token in the last block, mean and single heads
+(Fig. 10); clusters: k-means across images; masks: those of the data set, beside clusters that are given the class of
+most of their pixels. All but slices and attention look at the slice that --slice names, the widest of several. Colours
+are fixed by the features: the same command draws the same picture, and a rotation or another sign of the features
+changes nothing.
 """
 
 import logging
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 from franca.distributed import is_main
 from franca.eval import figures
 from franca.eval.backbones import load_backbone
-from franca.eval.context import Context, Engine
+from franca.eval.context import DIVISORS, Context, Engine
 from franca.eval.datasets import OpenedSplit
 from franca.eval.errors import EvalError
 from franca.eval.picture_input import Picture, load_pictures, view_for
@@ -119,7 +120,7 @@ def sheet_of(context: Context, split: OpenedSplit, config: PicturesConfig) -> "S
         sheets.Seen(engine.backbone.name, engine, pictures, context.batch_size, min(context.slices, default=1))
         for engine, pictures in seen_by(engines(context, config.beside), split, config)
     ]
-    slices = sorted(context.slices) if len(context.slices) > 1 else sheets.DIVISORS
+    slices = sheets.DIVISORS if len(context.slices) == 1 else sorted(context.slices or DIVISORS)
     return sheets.Sheet(models, look, split.source.classes, slices)
 
 

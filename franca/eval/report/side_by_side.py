@@ -71,7 +71,8 @@ def _compare(columns: list[Column], output: Path, pictures: str) -> list[str]:
     origin = columns[0].origin
     name = NAMES.get(origin["protocol"], origin["protocol"].replace("_", " ").capitalize())
     computed = " or ".join(sorted({column.origin["precision"] for column in columns}))
-    parts = [page.paragraph(f"{_data(origin)}. Networks in {computed}.")]
+    told = _told_in_rows(columns)
+    parts = [page.paragraph(f"{_data(origin, told)}. Networks in {computed}.")]
     if any(column.scores for column in columns):
         parts.append(_scores(columns))
     parts += _pictures(columns, output, pictures)
@@ -80,9 +81,16 @@ def _compare(columns: list[Column], output: Path, pictures: str) -> list[str]:
     return [page.section(f"{name} · {data}, {origin['split']}", *parts)]
 
 
-def _data(origin: dict[str, Any]) -> str:
+def _told_in_rows(columns: list[Column]) -> set[str]:
+    """Settings that the name of every row tells, in its own words (memory=all for memory=0)."""
+    rows = [set(record["settings"]) for column in columns for record in column.scores]
+    return set.intersection(*rows) if rows else set()
+
+
+def _data(origin: dict[str, Any], told: set[str]) -> str:
+    """What was learned from and scored on, and all settings but those that are told elsewhere."""
     trained = f"Learned on {origin['train_data']} {origin['train_split']}, scored" if origin["train_data"] else "Scored"
-    options = " ".join(f"{name}={value}" for name, value in origin["options"].items())
+    options = " ".join(f"{name}={value}" for name, value in origin["options"].items() if name not in told)
     return f"{trained} on {origin['data']} {origin['split']}. Settings, {origin['preset']}: {options}".rstrip()
 
 

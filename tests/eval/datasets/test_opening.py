@@ -62,6 +62,7 @@ def test_a_protocol_of_images_reads_both_kinds(animals, streets, tmp_path) -> No
     ("data", "split", "kind", "message"),
     [
         ("{tmp}/nothing", None, "classification", r"is no folder; name a folder, or LAYOUT:PATH .*imagenet_v2.*camvid"),
+        ("foo:in", None, "classification", r"^'foo:in' is no folder; name a folder"),
         ("imagnet:{tmp}", None, "classification", r"did you mean imagenet:"),
         ("voc:", None, "segmentation", r"names no folder: write voc:PATH"),
         ("voc:{tmp}/nothing", None, "segmentation", r"does not exist; the layout voc expects\nPATH/"),
