@@ -183,7 +183,7 @@ def largest_over_ranks(local: Tensor) -> Tensor:
 @torch.no_grad()
 def mean_over_ranks(values: Tensor) -> Tensor:
     """Mean over ranks, element by element; not finite on one rank, not finite on all."""
-    return total_over_ranks(values) / world_size()
+    return values if world_size() == 1 else total_over_ranks(values) / world_size()
 
 
 @torch.no_grad()

@@ -196,7 +196,8 @@ def _targets(encoder: Encoder, batch: BatchShape, size: int) -> float:
 
 def _scores(encoder: Encoder, batch: BatchShape, size: int) -> float:
     """Scaled prototypes and their gradients, both in fp32, and a block of logits with its gradient."""
-    return 2 * _scaled_prototypes(encoder) + _block_of_scores(encoder, batch) * (PRECISE + size)
+    gradient = size if size != PRECISE else 0  # of the logits' own type it takes their place
+    return 2 * _scaled_prototypes(encoder) + _block_of_scores(encoder, batch) * (PRECISE + gradient)
 
 
 def _scaled_prototypes(encoder: Encoder) -> float:
