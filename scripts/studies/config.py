@@ -1,0 +1,128 @@
+"""What a study is made of, as its YAML file says it (configs/studies)."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from franca.config import ConfigError, read_config
+
+TRAINING = "training"  # the score that a training logs itself
+NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
+
+
+@dataclass
+class RungConfig:
+    """One variant: a row of the table.
+
+    label: of the row. Exactly one of these makes its network:
+    train: overrides of franca.train over those of the study. With ``after``, the training begins with that rung's
+    teacher of the same seed.
+    rasa: overrides of rasa.train; a RASA head for the network of ``after``.
+    model: what `franca eval --model` takes; {after} stands for the teacher of ``after``.
+    seeds: where they are not those of the study. scores: names of those to ask for; null: all.
+    against: rung whose seeds this one's are compared with, one by one; "": none.
+    """
+
+    label: str = ""
+    train: list[str] | None = None
+    rasa: list[str] | None = None
+    model: str = ""
+    after: str = ""
+    seeds: list[int] | None = None
+    scores: list[str] | None = None
+    against: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.train is not None) + (self.rasa is not None) + bool(self.model) != 1:
+            raise ConfigError(f"rung {self.label!r}: give one of train, rasa and model")
+
+
+@dataclass
+class ColumnConfig:
+    """One number of each run: a column of the table.
+
+    score: key of ``scores``, or "training" for what the run logged last. metric: its name there. settings: those that
+    tell it from the score's other numbers. slice: which one the table shows; curves show all. digits: after the point.
+    better: higher, lower, or "" for neither.
+    """
+
+    label: str
+    score: str
+    metric: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    slice: str = "d"
+    digits: int = 1
+    better: str = "higher"
+
+
+@dataclass
+class CurveConfig:
+    """A panel with one column of the table over the slices of the feature, a line for each rung."""
+
+    title: str
+    column: str
+    rungs: list[str]
+
+
+@dataclass
+class StudyConfig:
+    """Rungs x seeds, each trained or made otherwise, and scored.
+
+    title: of the report. config: YAML file of franca.train that all trainings share, seen from the project's folder.
+    train, rasa: overrides that all trainings, and all RASA runs, share. seeds: of every rung. scores: name ->
+    arguments of `franca eval`, without model and output. columns, curves: of the report.
+    In overrides and scores {NAME} stands for a folder that `--data NAME=FOLDER` names.
+    """
+
+    title: str = ""
+    config: str = ""
+    train: list[str] = field(default_factory=list)
+    rasa_config: str = "configs/rasa/images.yaml"
+    rasa: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    rungs: dict[str, RungConfig] = field(default_factory=dict)
+    scores: dict[str, list[str]] = field(default_factory=dict)
+    columns: dict[str, ColumnConfig] = field(default_factory=dict)
+    curves: list[CurveConfig] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in [*self.rungs, *self.scores, *self.columns]:
+            if not NAME.fullmatch(name):
+                raise ConfigError(f"{name!r}: names of rungs, scores and columns are of a-z, 0-9 and _")
+        for name, rung in self.rungs.items():
+            earlier = list(self.rungs)[: list(self.rungs).index(name)]
+            self._check_names(f"rungs.{name}.after", [rung.after] if rung.after else [], earlier)
+            self._check_names(f"rungs.{name}.against", [rung.against] if rung.against else [], list(self.rungs))
+            self._check_names(f"rungs.{name}.scores", rung.scores or [], list(self.scores))
+            if rung.rasa is not None and not rung.after:
+                raise ConfigError(f"rungs.{name}: rasa needs after, the rung whose network it changes")
+        for name, column in self.columns.items():
+            self._check_names(f"columns.{name}.score", [column.score], [TRAINING, *self.scores])
+        for curve in self.curves:
+            self._check_names(f"curve {curve.title!r}", [curve.column], list(self.columns))
+            self._check_names(f"curve {curve.title!r}", curve.rungs, list(self.rungs))
+
+    @staticmethod
+    def _check_names(key: str, given: list[str], known: list[str]) -> None:
+        for name in given:
+            if name not in known:
+                raise ConfigError(f"{key}: no {name!r} there; choose of {', '.join(known) or 'none'}")
+
+    def seeds_of(self, rung: str) -> list[int]:
+        """The rung's own, else the study's."""
+        own = self.rungs[rung].seeds
+        return self.seeds if own is None else own
+
+    def scores_of(self, rung: str) -> list[str]:
+        """Which scores a rung is asked for."""
+        own = self.rungs[rung].scores
+        return list(self.scores) if own is None else own
+
+
+def read_study(file: Path, overrides: list[str]) -> StudyConfig:
+    """A study's file with ``key=value`` over it. Raises ConfigError."""
+    study = read_config(StudyConfig, file, overrides)
+    if not study.rungs:
+        raise ConfigError(f"{file} has no rungs")
+    return study

@@ -1,0 +1,89 @@
+"""A study as a picture: every column by rung with each seed's number, then curves over the slices of the feature."""
+
+from collections.abc import Iterator
+from itertools import cycle
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from franca.eval.figures.style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SKY, VERMILION, figure, head_line
+from studies.config import ColumnConfig, CurveConfig, StudyConfig
+from studies.results import StudyResults, mean_and_spread
+
+COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
+ABREAST = 3  # panels
+
+
+def draw(path: Path, study: StudyConfig, results: StudyResults) -> bool:
+    """Write the picture; False, and no file, where there is no number yet."""
+    columns = {key: column for key, column in study.columns.items() if any(_shown(study, results, key))}
+    curves = [curve for curve in study.curves if any(_lines(curve, results))]
+    if not columns:
+        return False
+    rungs = [name for name in study.rungs if any(results.values.get(name, {}).values())]
+    count = len(columns) + len(curves)
+    down = -(-count // ABREAST)
+    with figure(path, 3.9 * min(count, ABREAST) + 1.6, 0.7 + down * (1.3 + 0.27 * max(len(rungs), 5))) as drawn:
+        head_line(drawn, study.title)
+        places = drawn.subplots(down, min(count, ABREAST), squeeze=False).flatten()
+        for place in places[count:]:
+            place.set_visible(False)
+        for number, (axis, (key, column)) in enumerate(zip(places, columns.items(), strict=False)):
+            _by_rung(axis, study, results, rungs, key, column, named=number % ABREAST == 0)
+        for axis, curve in zip(places[len(columns) :], curves, strict=False):
+            _over_slices(axis, study, results, curve)
+    return True
+
+
+def _shown(study: StudyConfig, results: StudyResults, key: str) -> Iterator[dict[str, float]]:
+    return (results.shown(name, key, study.columns[key]) for name in study.rungs)
+
+
+def _by_rung(
+    axis: Axes,
+    study: StudyConfig,
+    results: StudyResults,
+    rungs: list[str],
+    key: str,
+    column: ColumnConfig,
+    named: bool,
+) -> None:
+    """A line for each rung, the first on top: dots are seeds, a bar their mean."""
+    heights = range(len(rungs), 0, -1)
+    for height, name in zip(heights, rungs, strict=True):
+        values = results.shown(name, key, column)
+        if values:
+            mean, _ = mean_and_spread(values)
+            axis.plot([mean, mean], [height - 0.32, height + 0.32], color=BLUE, linewidth=2.5)
+            axis.plot(list(values.values()), [height] * len(values), "o", color=VERMILION, markersize=4, alpha=0.75)
+    arrow = {"higher": " →", "lower": " ←", "": ""}[column.better]
+    axis.set_title(f"{column.label}{arrow}", fontsize=11)
+    labels = [study.rungs[name].label or name for name in rungs] if named else [""] * len(rungs)
+    axis.set_yticks(list(heights), labels, color=INK)
+    axis.set_ylim(0.4, len(rungs) + 0.6)
+    axis.grid(axis="y", color=FAINT)
+    axis.margins(x=0.12)
+
+
+def _lines(curve: CurveConfig, results: StudyResults) -> Iterator[tuple[str, dict[str, dict[str, float]]]]:
+    """Rung and what it has, slice -> seed -> value, where there are two slices or more."""
+    for name in curve.rungs:
+        by_slice: dict[str, dict[str, float]] = {}
+        for seed, values in results.values.get(name, {}).get(curve.column, {}).items():
+            for slice_, value in values.items():
+                by_slice.setdefault(slice_, {})[seed] = value
+        if len(by_slice) > 1:
+            yield name, by_slice
+
+
+def _over_slices(axis: Axes, study: StudyConfig, results: StudyResults, curve: CurveConfig) -> None:
+    slices: dict[str, None] = {}
+    for (name, by_slice), colour in zip(_lines(curve, results), cycle(COLOURS), strict=False):
+        slices |= dict.fromkeys(by_slice)
+        means, spreads = zip(*(mean_and_spread(values) for values in by_slice.values()), strict=True)
+        bars = None if None in spreads else spreads
+        axis.errorbar(range(len(by_slice)), means, bars, color=colour, marker="o", markersize=4.5, capsize=2.5,
+                      label=study.rungs[name].label or name)  # fmt: skip
+    axis.set_xticks(range(len(slices)), list(slices))
+    axis.set_title(curve.title, fontsize=11)
+    axis.legend(loc="lower left", fontsize=8.5)

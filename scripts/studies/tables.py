@@ -1,0 +1,94 @@
+"""A study's numbers as Markdown, also in the place that a page keeps for them."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from franca.config import ConfigError
+from franca.files import replace_text
+from measuring.facts import markdown
+from studies.config import ColumnConfig, StudyConfig
+from studies.results import StudyResults, difference, mean_and_spread
+
+NOT_RUN = "not run"
+
+
+def page(study: StudyConfig, results: StudyResults) -> str:
+    """The table of scores, that of differences, and where they were taken."""
+    parts = [scores_table(study, results)]
+    if any(rung.against for rung in study.rungs.values()):
+        parts += [
+            "Differences, seed by seed; bold where their 95 % interval leaves out 0:",
+            differences_table(study, results),
+        ]
+    return "\n\n".join([*parts, provenance(results)])
+
+
+def scores_table(study: StudyConfig, results: StudyResults) -> str:
+    """A row for each rung: mean ± standard deviation over its seeds."""
+    head = ["", *(_with_slice(column) for column in study.columns.values()), "seeds", "minutes each"]
+    rows = []
+    for name, rung in study.rungs.items():
+        cells = [_score(results.shown(name, key, column), column) for key, column in study.columns.items()]
+        done = max((len(results.shown(name, key, column)) for key, column in study.columns.items()), default=0)
+        planned = len(results.planned[name])
+        minutes = results.minutes.get(name, {})
+        took = f"{sum(minutes.values()) / len(minutes):.1f}" if minutes else ""
+        rows.append([rung.label or name, *cells, str(done) if done == planned else f"{done} of {planned}", took])
+    return markdown(head, rows)
+
+
+def differences_table(study: StudyConfig, results: StudyResults) -> str:
+    """A row for each rung that is compared with another."""
+    rows = []
+    for name, rung in study.rungs.items():
+        if rung.against:
+            cells = [_difference(results, name, rung.against, key, column) for key, column in study.columns.items()]
+            rows.append([f"{rung.label or name} − {study.rungs[rung.against].label or rung.against}", *cells])
+    return markdown(["", *(_with_slice(column) for column in study.columns.values())], rows)
+
+
+def _with_slice(column: ColumnConfig) -> str:
+    return column.label if column.slice == "d" else f"{column.label}, {column.slice}"
+
+
+def _score(values: dict[str, float], column: ColumnConfig) -> str:
+    if not values:
+        return NOT_RUN
+    mean, spread = mean_and_spread(values)
+    return f"{mean:.{column.digits}f}" + (f" ± {spread:.{column.digits}f}" if spread is not None else "")
+
+
+def _difference(results: StudyResults, rung: str, other: str, key: str, column: ColumnConfig) -> str:
+    found = difference(results.shown(rung, key, column), results.shown(other, key, column))
+    if found is None:
+        return ""
+    spread = f" ± {found.spread:.{column.digits}f}" if found.spread is not None else ""
+    text = f"{found.mean:+.{column.digits}f}{spread}"
+    return f"**{text}**" if found.clear else text
+
+
+def provenance(results: StudyResults) -> str:
+    """Where the numbers were taken, in a sentence."""
+    if not results.places:
+        return "Nothing of this has been run."
+    devices = list(dict.fromkeys(f"{place['device']}, {place['precision']}" for place in results.places))
+    torch = list(dict.fromkeys(place["torch"] for place in results.places))
+    commits = list(dict.fromkeys(place["commit"] for place in results.places))
+    return f"Run on {'; '.join(devices)} (torch {', '.join(torch)}; commit {', '.join(commits)})."
+
+
+def put_into(page_file: Path, study: str, text: str) -> None:
+    """Replace what stands between ``<!-- study NAME -->`` and ``<!-- end -->`` of a page. Raises ConfigError."""
+    found = page_file.read_text(encoding="utf-8")
+    pattern = re.compile(rf"(<!-- study {re.escape(study)} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+    if not pattern.search(found):
+        raise ConfigError(f"{page_file} has no place '<!-- study {study} -->' … '<!-- end -->' for the table")
+    replace_text(page_file, pattern.sub(lambda ends: ends[1] + text + ends[2], found))
+
+
+def places_of(page_file: Path) -> Iterator[tuple[str, str]]:
+    """Every study that a page shows, and what it shows of it."""
+    text = page_file.read_text(encoding="utf-8")
+    for found in re.finditer(r"<!-- study (\S+) -->\n(.*?)\n<!-- end -->", text, re.DOTALL):
+        yield found[1], found[2]

@@ -1,0 +1,129 @@
+"""Variants of a training, each with several seeds, scored alike: runs what is missing and lays all side by side.
+
+    python scripts/study.py STUDY FOLDER [--data NAME=FOLDER …] [--jobs 1] [--minutes 60] [--only RUNG …] [--dry-run]
+                            [--results FILE] [--page FILE] [key=value …]
+
+STUDY is a YAML file such as configs/studies/ladder_cpu.yaml. Every training, RASA run and score is a process of its
+own with its own folder below FOLDER. What is finished there is not run again, and what was stopped, by --minutes,
+Ctrl-C or a kill, goes on: the same command in stretches of any length comes to the same end. Numbers that are not there
+yet read "not run". FOLDER/results.json holds all numbers, seed by seed, report.md the tables, report.png the picture.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from franca.config import ConfigError
+from franca.devices import choose_device, choose_precision
+from franca.eval.errors import EvalError
+from franca.eval.figures import can_draw
+from franca.files import held, replace_text
+from franca.openmp import sleep_while_waiting
+from measuring.facts import facts
+from studies.config import StudyConfig, read_study
+from studies.plan import Task, plan
+from studies.results import StudyResults, gather
+from studies.running import Runner
+from studies.tables import page, put_into
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Command line of this script."""
+    about, _, text = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=about, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", type=Path, help="YAML file that says which variants, seeds and scores")
+    parser.add_argument("folder", type=Path, help="of all runs; made where it is not there")
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER", help="what {NAME} stands for")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once (default: %(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, default=60, help="after which all stop and save (default: %(default)s)"
+    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="RUNG", help="these rungs, and those they begin with")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="these seeds (default: those of the study)")
+    parser.add_argument("--dry-run", action="store_true", help="list the tasks and their commands, then stop")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="copy of FOLDER/results.json and of the picture")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="Markdown page that keeps a place for the tables")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the study's file, such as seeds=[0]")
+    return parser.parse_intermixed_args(arguments)
+
+
+def folders(given: Sequence[str]) -> dict[str, Path]:
+    """NAME=FOLDER as a table. Raises ConfigError for a folder that is not there."""
+    table = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        if not path or not Path(path).expanduser().exists():
+            raise ConfigError(f"--data {text}: give NAME=FOLDER of a folder that exists")
+        table[name] = Path(path).expanduser().resolve()
+    return table
+
+
+def chosen(tasks: Sequence[Task], rungs: Sequence[str], seeds: Sequence[int], study: StudyConfig) -> list[Task]:
+    """The tasks asked for, and those that they need. Raises ConfigError for a rung that there isn't."""
+    unknown = sorted(set(rungs) - set(study.rungs))
+    if unknown:
+        raise ConfigError(f"--only {' '.join(unknown)}: no such rung; there are {', '.join(study.rungs)}")
+    asked = {t for t in tasks if (not rungs or t.rung in rungs) and (not seeds or t.seed in seeds)}
+    queue = list(asked)
+    while queue:
+        needs = set(queue.pop().needs) - asked
+        asked |= needs
+        queue += needs
+    return [task for task in tasks if task in asked]
+
+
+def listing(tasks: Sequence[Task]) -> str:
+    """Each task, whether it is finished, and its command."""
+    return "\n".join(f"{task.name}{' (finished)' if task.finished else ''}\n  {task.line()}" for task in tasks)
+
+
+def report(options: argparse.Namespace, study: StudyConfig, results: StudyResults) -> None:
+    """Write and print all that is there."""
+    text, name = page(study, results), options.study.stem
+    results.write(options.folder / "results.json")
+    replace_text(options.folder / "report.md", f"# {study.title}\n\n{text}\n")
+    pictures = [options.folder / "report.png"]
+    if options.results:
+        results.write(options.results)
+        pictures.append(options.results.with_suffix(".png"))
+    if options.page:
+        put_into(options.page, name, text)
+    if can_draw():
+        from studies.pictures import draw
+
+        for path in pictures:
+            draw(path, study, results)
+    print(text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what is missing and report; see `Runner.run` for the exit status, 2 where the question is wrong."""
+    options = parse_arguments(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    sleep_while_waiting()
+    options.folder = options.folder.resolve()
+    try:
+        study = read_study(options.study, options.overrides)
+        tasks = plan(study, options.folder, folders(options.data))
+        wanted = chosen(tasks, options.only, options.seeds, study)
+        if options.dry_run:
+            print(listing(wanted))
+            return 0
+        options.folder.mkdir(parents=True, exist_ok=True)
+        device = choose_device("auto")
+        with held(options.folder):
+            runner = Runner(wanted, options.jobs, 60 * options.minutes, facts(device, choose_precision("auto", device)))
+            status = runner.run()
+            report(options, study, gather(study, tasks))
+        return status
+    except (ConfigError, EvalError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
