@@ -21,6 +21,8 @@ FORMAT = 1
 STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 NORMAL = 1.96
 
+PLACE: tuple[str, ...] = ("device", "precision", "torch", "commit")
+
 Values = dict[str, float]  # slice -> value
 
 
@@ -66,7 +68,7 @@ def gather(study: StudyConfig, tasks: Sequence[Task]) -> StudyResults:
         if not task.finished:
             continue
         about = told(task)
-        place = {name: about[name] for name in ("device", "precision", "torch", "commit") if name in about}
+        place = {name: about[name] for name in PLACE}
         if place not in results.places:
             results.places.append(place)
         if task.kind in ("train", "rasa"):

@@ -1,0 +1,51 @@
+"""scripts/bring_back.py: a run in pieces, and the folder that they make again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import franca
+from bring_back import main
+from franca.train.config import load_config
+from franca.train.trainer import Trainer
+from tests.tiny import write_tiny
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a run: two steps on the sample photographs."""
+    settings = ["device=cpu", "steps=2", "data.source=photographs", f"output={tmp_path / 'run'}"]
+    trainer = Trainer(load_config(write_tiny(tmp_path / "tiny.yaml", Path("train"), *settings)))
+    trainer.run()
+    return trainer.output
+
+
+def test_what_was_brought_back_is_the_teacher_rounded_to_half(run: Path, tmp_path: Path) -> None:
+    assert main(["pack", str(run), str(tmp_path / "out"), "--piece-mb", "0.02"]) == 0
+    pieces = sorted((tmp_path / "out").glob("teacher.pth.*"))
+    assert len(pieces) > 1
+    assert all(piece.stat().st_size <= 20_000 for piece in pieces)
+    assert not (tmp_path / "out" / "teacher.pth").exists()
+    assert main(["join", str(tmp_path / "out"), str(tmp_path / "again")]) == 0
+    here, there = (franca.load_model(checkpoint=folder / "teacher.pth") for folder in (run, tmp_path / "again"))
+    for (name, mine), (_, other) in zip(here.state_dict().items(), there.state_dict().items(), strict=True):
+        assert torch.equal(mine.half().float(), other.float()), name
+    assert (tmp_path / "again" / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
+
+
+def test_damaged_and_foreign_pieces_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, again = tmp_path / "out", tmp_path / "again"
+    assert main(["pack", str(run), str(out)]) == 0
+    (piece,) = out.glob("teacher.pth.*")
+    data = piece.read_bytes()
+    piece.write_bytes(data[:-1])
+    assert main(["join", str(out), str(again)]) == 2
+    assert "is damaged" in capsys.readouterr().err
+    piece.unlink()
+    assert main(["join", str(out), str(again)]) == 2
+    (out / "pieces.json").write_text(json.dumps({"../elsewhere": "0"}))
+    assert main(["join", str(out), str(again)]) == 2
+    assert "lies in the same folder" in capsys.readouterr().err
+    assert not (again / "teacher.pth").exists()

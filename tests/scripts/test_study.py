@@ -1,0 +1,318 @@
+"""scripts/study.py: what it plans, that it goes on where it was stopped, and what it makes of the numbers."""
+
+import json
+import signal
+import statistics
+import threading
+import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import study as script
+from franca.config import ConfigError, read_config
+from franca.eval.datasets import LAYOUTS
+from franca.eval.registry import PROTOCOLS
+from franca.train.config import load_config
+from rasa.config import RasaConfig
+from studies import running
+from studies.config import ColumnConfig, RungConfig, StudyConfig, read_study
+from studies.plan import Task, plan
+from studies.results import StudyResults, difference, gather, read
+from studies.running import Runner
+from studies.tables import NOT_RUN, page, places_of, put_into
+from tests.tiny import write_tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
+ANYWHERE = {"imagenette": Path("/data/imagenette"), "camvid": Path("/data/camvid")}
+
+
+def small_study(**changes) -> StudyConfig:
+    rungs = {
+        "first": RungConfig(label="first", train=["optimizer.lr=1e-3"]),
+        "second": RungConfig(label="second", train=["optimizer.lr=2e-3"], after="first", against="first"),
+        "third": RungConfig(label="third", rasa=[], after="second", scores=["score"]),
+    }
+    columns = {"score": ColumnConfig(label="score", score="score", metric="top1", settings={"k": 20})}
+    asked = {"score": ["knn", "--data", "folder:{imagenette}"]}
+    return replace(StudyConfig(config="a.yaml", seeds=[0, 1], rungs=rungs, scores=asked, columns=columns), **changes)
+
+
+def test_a_seeds_whole_ladder_comes_before_the_next_seeds(tmp_path: Path) -> None:
+    tasks = plan(small_study(), tmp_path, ANYWHERE)
+    assert [(task.seed, task.rung, task.kind) for task in tasks] == [
+        (seed, rung, kind)
+        for seed in (0, 1)
+        for rung, kind in (
+            ("first", "train"), ("first", "score"), ("second", "train"), ("second", "score"), ("third", "rasa"),
+            ("third", "score"),
+        )
+    ]  # fmt: skip
+    for number, task in enumerate(tasks):
+        assert all(need in tasks[:number] for need in task.needs)
+    assert len({task.folder for task in tasks}) == len(tasks)
+
+
+def test_a_rung_begins_with_the_network_of_the_one_before_and_the_same_seed(tmp_path: Path) -> None:
+    first, _, second, score, rasa, last = plan(small_study(), tmp_path, ANYWHERE)[6:]
+    assert f"init_from={first.output / 'teacher.pth'}" in second.command
+    assert "seed=1" in second.command
+    assert ("--model", str(second.output / "teacher.pth")) == score.command[5:7]
+    assert f"backbone.name={second.output / 'teacher.pth'}" in rasa.command
+    assert str(rasa.output / "rasa.pth") in last.command
+    assert "folder:/data/imagenette" in last.command
+
+
+def test_what_a_change_concerns_is_another_task_and_nothing_else_is(tmp_path: Path) -> None:
+    rungs = small_study().rungs
+    changed = small_study(rungs=rungs | {"second": replace(rungs["second"], train=["optimizer.lr=3e-3"])})
+    before, after = (plan(each, tmp_path, ANYWHERE)[:6] for each in (small_study(), changed))
+    same = [one.folder == other.folder for one, other in zip(before, after, strict=True)]
+    assert same == [True, True, False, False, False, False]
+
+
+def test_the_same_study_elsewhere_has_the_same_names(tmp_path: Path) -> None:
+    here, there = (plan(small_study(), tmp_path / name, ANYWHERE) for name in ("here", "there"))
+    assert [task.folder.name for task in here] == [task.folder.name for task in there]
+
+
+@pytest.mark.parametrize(
+    ("rungs", "says"),
+    [
+        ({"one": {"train": [], "model": "pixels"}}, "give one of train, rasa and model"),
+        ({"one": {"train": [], "after": "two"}, "two": {"train": []}}, "no 'two' there"),
+        ({"one": {"rasa": []}}, "rasa needs after"),
+        ({"one": {"train": [], "scores": ["knn"]}}, "no 'knn' there"),
+        ({"One": {"train": []}}, "names of rungs"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(rungs: dict, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        read_config(StudyConfig, preset={"rungs": rungs})
+
+
+def test_a_folder_that_nobody_named_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--data imagenette=FOLDER"):
+        plan(small_study(), tmp_path, {})
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_every_command_of_a_shipped_study_can_be_run(file: Path, tmp_path: Path) -> None:
+    """Its configurations load, its layouts, protocols and settings are there."""
+    for task in plan(read_study(file, []), tmp_path, ANYWHERE):
+        module, arguments = task.command[1], list(task.command[2:])
+        if module == "franca.eval":
+            entry = PROTOCOLS[arguments.pop(0)]
+            options = dict(pairwise(arguments))
+            assert options["--data"].partition(":")[0] in LAYOUTS
+            settings = [text for text in arguments if "=" in text and not text.startswith(("-", "/"))]
+            preset = entry.load().presets.get(options.get("--preset", ""), {})
+            read_config(entry.load().config, None, settings, preset)
+        else:
+            assert arguments.pop(0) == "--config"
+            reader = load_config if module == "franca.train" else lambda *given: read_config(RasaConfig, *given)
+            reader(arguments[0], arguments[1:])
+
+
+def tasks_of(folder: Path, *programs: str) -> list[Task]:
+    """Tasks that run Python programs, the second and later ones behind the first."""
+    first = Task("rung", 0, "train", ("-c", programs[0]), folder / "0")
+    return [first] + [
+        Task("rung", 0, f"score_{number}", ("-c", program), folder / str(number), (first,))
+        for number, program in enumerate(programs[1:], 1)
+    ]
+
+
+def run(tasks: list[Task], jobs: int = 2, seconds: float = 60.0) -> int:
+    return Runner(tasks, jobs, seconds, {"device": "a device", "precision": "fp32", "torch": "2", "commit": "c"}).run()
+
+
+def test_what_is_finished_is_not_run_again_and_what_failed_is(tmp_path: Path, capsys) -> None:
+    counts = f"open({str(tmp_path / 'count')!r}, 'a').write('x')"
+    fails = f"import os, sys; sys.exit(0 if os.path.exists({str(tmp_path / 'mended')!r}) else 'the disk is full')"
+    tasks = tasks_of(tmp_path, counts, fails, counts)
+    assert run(tasks) == 1
+    assert "rung, seed 0: score_1: FAILED with status 1: the disk is full" in capsys.readouterr().err
+    assert [task.finished for task in tasks] == [True, False, True]
+    (tmp_path / "mended").touch()
+    assert run(tasks) == 0
+    assert (tmp_path / "count").read_text() == "xx"
+    assert running.told(tasks[0])["commit"] == "c"
+
+
+def test_nothing_begins_before_what_it_needs_has_ended(tmp_path: Path) -> None:
+    slow = f"import time; time.sleep(0.5); open({str(tmp_path / 'made')!r}, 'w')"
+    needs = f"open({str(tmp_path / 'made')!r})"
+    tasks = tasks_of(tmp_path, slow, needs)
+    assert run(tasks, jobs=2) == 0
+    broken = tasks_of(tmp_path / "broken", "raise SystemExit(3)", needs)
+    assert run(broken) == 1
+    assert not broken[1].folder.exists()
+
+
+SAVES = """
+import signal, sys, time
+def save(*_):
+    open(sys.argv[1], "a").write("saved ")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+time.sleep(60)
+"""
+
+
+def saving(tmp_path: Path) -> list[Task]:
+    """A training that saves when it is asked to stop, and ends at once where it had saved."""
+    ends = f"import os, sys\nif os.path.exists({str(tmp_path / 'state')!r}): sys.exit(0)\nsys.argv[1:] = "
+    return tasks_of(tmp_path, f"{ends}[{str(tmp_path / 'state')!r}]\n{SAVES}")
+
+
+def test_time_that_is_over_stops_and_saves_and_the_next_call_goes_on(tmp_path: Path, capsys) -> None:
+    (task,) = saving(tmp_path)
+    assert run([task], seconds=2.0) == 0
+    assert (tmp_path / "state").read_text() == "saved "
+    assert not task.finished
+    assert "stopped after" in capsys.readouterr().err
+    assert run([task]) == 0
+    assert task.finished
+    assert float(running.told(task)["seconds"]) > 2.0  # both stretches
+
+
+def test_a_signal_stops_and_saves(tmp_path: Path) -> None:
+    (task,) = saving(tmp_path)
+    threading.Timer(2.0, lambda: signal.raise_signal(signal.SIGTERM)).start()
+    began = time.monotonic()
+    assert run([task]) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 30
+    assert (tmp_path / "state").read_text() == "saved "
+
+
+def finished_study(folder: Path) -> tuple[StudyConfig, StudyResults]:
+    """Of the small study, rungs first and second with both seeds, third not run; scores made up."""
+    config, made_up = small_study(), {("first", 0): 40.0, ("first", 1): 41.0, ("second", 0): 42.0, ("second", 1): 43.5}
+    tasks = plan(config, folder, ANYWHERE)
+    for task in tasks:
+        if task.rung != "third":
+            task.output.mkdir(parents=True)
+            done = {"seconds": 90, "device": "CPU", "precision": "bf16", "torch": "2.14", "commit": "abc"}
+            (task.folder / "done.json").write_text(json.dumps(done))
+            if task.kind == "score":
+                value = made_up[task.rung, task.seed]
+                scores = [
+                    {"metric": "top1", "value": value - less, "slice": name, "settings": {"k": k, "voting": "soft"}}
+                    for k in (10, 20)
+                    for name, less in (("d", 0.0 if k == 20 else 9.0), ("d/2", 1.0))
+                ]
+                (task.output / "knn-x").mkdir()
+                content = {"format": 1, "origin": {"protocol": "knn"}, "scores": scores}
+                (task.output / "knn-x" / "results.json").write_text(json.dumps(content))
+    return config, gather(config, tasks)
+
+
+def test_numbers_are_found_by_their_settings_for_each_seed_and_slice(tmp_path: Path) -> None:
+    _, results = finished_study(tmp_path)
+    assert results.values["first"]["score"] == {"0": {"d": 40.0, "d/2": 39.0}, "1": {"d": 41.0, "d/2": 40.0}}
+    assert "third" not in results.values
+    assert results.minutes["second"] == {"0": 1.5, "1": 1.5}
+    results.write(tmp_path / "results.json")
+    assert read(tmp_path / "results.json") == results
+
+
+def test_the_table_shows_spread_and_what_was_not_run(tmp_path: Path) -> None:
+    config, results = finished_study(tmp_path)
+    lines = page(config, results).splitlines()
+    assert "| first | 40.5 ± 0.7 | 2 | 1.5 |" in lines
+    assert f"| third | {NOT_RUN} | 0 of 2 |  |" in lines
+    assert "| second − first | +2.2 ± 0.4 |" in lines  # of two seeds, 12.7 standard errors would be needed
+    assert lines[-1] == "Run on CPU, bf16 (torch 2.14; commit abc)."
+
+
+def test_a_difference_is_clear_where_its_interval_leaves_out_zero() -> None:
+    these, those = {"0": 3.0, "1": 3.1, "2": 3.2, "9": 8.0}, {"0": 1.0, "1": 1.0, "2": 1.0, "7": 0.0}
+    found = difference(these, those)
+    assert found is not None
+    assert (found.count, found.mean) == (3, pytest.approx(2.1))
+    assert found.spread == pytest.approx(statistics.stdev([2.0, 2.1, 2.2]))
+    assert found.clear  # 2.1 against 4.30 * 0.1 / sqrt(3)
+    noisy = difference({"0": 1.0, "1": 3.0, "2": 0.5}, {"0": 0.0, "1": 0.0, "2": 0.0})
+    assert noisy is not None
+    assert not noisy.clear  # 1.5 against 4.30 * 1.3 / sqrt(3)
+    one = difference({"0": 9.0}, {"0": 0.0})
+    assert one is not None
+    assert not one.clear
+    assert difference({"0": 1.0}, {"1": 1.0}) is None
+
+
+def test_a_page_takes_the_tables_in_their_place_alone(tmp_path: Path) -> None:
+    file = tmp_path / "page.md"
+    file.write_text("before\n<!-- study one -->\nold\n<!-- end -->\nbetween\n<!-- study two -->\nkept\n<!-- end -->\n")
+    put_into(file, "one", "new\nlines")
+    assert dict(places_of(file)) == {"one": "new\nlines", "two": "kept"}
+    assert file.read_text().startswith("before\n")
+    with pytest.raises(ConfigError, match="no place '<!-- study three -->'"):
+        put_into(file, "three", "x")
+
+
+def test_pages_show_what_the_recorded_results_say() -> None:
+    """Tables of docs/ are those of the JSON files beside them, made by the study's own file."""
+    shown = {name: text for file in sorted((ROOT / "docs").glob("*.md")) for name, text in places_of(file)}
+    recorded = {file.stem for file in STUDIES if (ROOT / "docs" / f"{file.stem}.json").exists()}
+    assert recorded <= shown.keys()
+    for name, text in shown.items():
+        config = read_study(ROOT / "configs" / "studies" / f"{name}.yaml", [])
+        file = ROOT / "docs" / f"{name}.json"
+        results = read(file) if file.exists() else StudyResults({rung: [] for rung in config.rungs})
+        results.planned = {rung: [str(seed) for seed in config.seeds_of(rung)] for rung in config.rungs}
+        assert text == page(config, results)
+
+
+def test_only_the_rungs_asked_for_and_those_they_begin_with(tmp_path: Path, capsys) -> None:
+    arguments = [str(ROOT / "configs/studies/ladder_cpu.yaml"), str(tmp_path / "runs"), "--dry-run"]
+    data = [f"--data={name}={tmp_path}" for name in ANYWHERE]
+    assert script.main([*arguments, *data, "--only", "high_resolution", "--seeds", "0"]) == 0
+    names = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert names[:2] == ["cyclic, seed 0: train", "high_resolution, seed 0: train"]
+    assert all(name.startswith("high_resolution, seed 0") for name in names[1:])
+    assert not (tmp_path / "runs").exists()
+    assert script.main([*arguments, *data, "--only", "low_resolution"]) == 2
+    assert "no such rung; there are dinov2, matryoshka" in capsys.readouterr().err
+    assert script.main([*arguments, "--data", "imagenette=/not/there"]) == 2
+    assert "give NAME=FOLDER of a folder that exists" in capsys.readouterr().err
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """Two classes, four images each, in two splits."""
+    names = [f"{split}/{kind}/{split}_{n}.png" for split in ("train", "val") for kind in "ab" for n in "1234"]
+    for number, name in enumerate(names):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 255, (60, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / name)
+    return tmp_path / "images"
+
+
+@pytest.mark.slow
+def test_a_study_from_training_to_picture(tmp_path: Path, labelled: Path, capsys) -> None:
+    asked = ["knn", "--data", "folder:{imagenette}", "--slice", "d,d/2", "ks=[1]", "size=56", "resize=56"]
+    content = {
+        "title": "mine",
+        "config": str(write_tiny(tmp_path / "tiny.yaml", labelled / "train", "steps=2")),
+        "rungs": {"plain": {"train": []}, "untrained": {"model": "untrained:{after}", "after": "plain"}},
+        "scores": {"knn": asked},
+        "columns": {"knn": {"label": "k-NN", "score": "knn", "metric": "top1", "settings": {"k": 1, "voting": "soft"}}},
+        "curves": [{"title": "by slice", "column": "knn", "rungs": ["plain", "untrained"]}],
+    }
+    file = tmp_path / "mine.yaml"
+    file.write_text(json.dumps(content))
+    command = [str(file), str(tmp_path / "runs"), "--data", f"imagenette={labelled}"]
+    assert script.main(command) == 0
+    assert NOT_RUN not in capsys.readouterr().out
+    found = read(tmp_path / "runs" / "results.json").values
+    assert found["plain"]["knn"]["0"].keys() == found["untrained"]["knn"]["0"].keys() == {"d", "d/2"}
+    assert (tmp_path / "runs" / "report.png").stat().st_size > 10_000
+    assert script.main(command) == 0
+    assert "begins" not in capsys.readouterr().err
