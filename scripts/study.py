@@ -7,6 +7,8 @@ STUDY is a YAML file such as configs/studies/ladder_cpu.yaml. Every training, RA
 own with its own folder below FOLDER. What is finished there is not run again, and what was stopped, by --minutes,
 Ctrl-C or a kill, goes on: the same command in stretches of any length comes to the same end. Numbers that are not there
 yet read "not run". FOLDER/results.json holds all numbers, seed by seed, report.md the tables, report.png the picture.
+--results FILE takes them from one machine to the next: what FILE has of the same tasks is not run again, and it and the
+picture beside it are renewed.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from franca.openmp import sleep_while_waiting
 from measuring.facts import facts
 from studies.config import StudyConfig, read_study
 from studies.plan import Task, plan
-from studies.results import StudyResults, gather
+from studies.results import StudyResults, gather, missing, read
 from studies.running import Runner
 from studies.tables import page, put_into
 
@@ -45,7 +47,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="RUNG", help="these rungs, and those they begin with")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="these seeds (default: those of the study)")
     parser.add_argument("--dry-run", action="store_true", help="list the tasks and their commands, then stop")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="copy of FOLDER/results.json and of the picture")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="numbers recorded before, kept and renewed")
     parser.add_argument("--page", type=Path, metavar="FILE", help="Markdown page that keeps a place for the tables")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the study's file, such as seeds=[0]")
     return parser.parse_intermixed_args(arguments)
@@ -63,17 +65,11 @@ def folders(given: Sequence[str]) -> dict[str, Path]:
 
 
 def chosen(tasks: Sequence[Task], rungs: Sequence[str], seeds: Sequence[int], study: StudyConfig) -> list[Task]:
-    """The tasks asked for, and those that they need. Raises ConfigError for a rung that there isn't."""
+    """The tasks asked for. Raises ConfigError for a rung that there isn't."""
     unknown = sorted(set(rungs) - set(study.rungs))
     if unknown:
         raise ConfigError(f"--only {' '.join(unknown)}: no such rung; there are {', '.join(study.rungs)}")
-    asked = {t for t in tasks if (not rungs or t.rung in rungs) and (not seeds or t.seed in seeds)}
-    queue = list(asked)
-    while queue:
-        needs = set(queue.pop().needs) - asked
-        asked |= needs
-        queue += needs
-    return [task for task in tasks if task in asked]
+    return [t for t in tasks if (not rungs or t.rung in rungs) and (not seeds or t.seed in seeds)]
 
 
 def listing(tasks: Sequence[Task]) -> str:
@@ -109,7 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         study = read_study(options.study, options.overrides)
         tasks = plan(study, options.folder, folders(options.data))
-        wanted = chosen(tasks, options.only, options.seeds, study)
+        recorded = read(options.results) if options.results and options.results.exists() else StudyResults()
+        wanted = missing(tasks, chosen(tasks, options.only, options.seeds, study), recorded)
         if options.dry_run:
             print(listing(wanted))
             return 0
@@ -118,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
         with held(options.folder):
             runner = Runner(wanted, options.jobs, 60 * options.minutes, facts(device, choose_precision("auto", device)))
             status = runner.run()
-            report(options, study, gather(study, tasks))
+            report(options, study, gather(study, tasks, recorded))
         return status
     except (ConfigError, EvalError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

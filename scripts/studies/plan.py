@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +20,14 @@ PLACEHOLDER = re.compile(r"\{([a-z0-9_]+)\}")
 class Task:
     """One process: a training, a RASA run, or one score.
 
-    folder: its own; named by what it runs, so that a task that was changed is another one. output: the part of it that
-    the process writes. needs: tasks before it.
+    digest: hash of all that its outcome depends on but code and data; a task that was changed is another one. folder:
+    its own, named by that. output: the part of it that the process writes. needs: tasks before it.
     """
 
     rung: str
     seed: int
     kind: str  # train | rasa | the name of a score
+    digest: str
     command: tuple[str, ...]  # arguments of python
     folder: Path
     needs: tuple["Task", ...] = ()
@@ -63,68 +64,91 @@ class Network:
 def plan(study: StudyConfig, folder: Path, data: Mapping[str, Path]) -> list[Task]:
     """All tasks, a seed's whole ladder before the next seed's, each behind those that it needs.
 
-    Raises ConfigError where a placeholder has no folder.
+    Raises ConfigError where a placeholder has no folder, or a configuration file is missing.
     """
-    tasks: list[Task] = []
-    networks: dict[tuple[str, int], Network] = {}
-    seeds = list(dict.fromkeys(seed for name in study.rungs for seed in study.seeds_of(name)))
-    for seed in seeds:
-        for name in study.rungs:
-            if seed not in study.seeds_of(name):
-                continue
-            networks[name, seed] = network = _network(study, name, seed, networks, folder, data)
-            tasks += [network.made_by] if network.made_by and network.made_by.rung == name else []
-            for score in study.scores_of(name):
-                tasks.append(_score(study, name, seed, score, network, folder, data))
-    return tasks
+    return list(_Planner(study, folder, data).tasks())
 
 
-def _network(
-    study: StudyConfig,
-    name: str,
-    seed: int,
-    networks: Mapping[tuple[str, int], Network],
-    folder: Path,
-    data: Mapping[str, Path],
-) -> Network:
-    rung = study.rungs[name]
-    before = networks.get((rung.after, seed)) if rung.after else None
-    if rung.after and before is None:
-        raise ConfigError(f"rungs.{name}: seed {seed}, but {rung.after} has none of that number")
-    needs = (before.made_by,) if before and before.made_by else ()
-    if rung.train is not None:
-        beginning = [f"init_from={before.teacher}"] if before else []
-        given = filled([*study.train, *rung.train, *beginning, f"seed={seed}"], data)
-        command = ("-m", "franca.train", "--config", str(ROOT / study.config), *given)
-        task = _task(name, seed, "train", command, folder, needs, output="output={}")
-        return Network(("--model", str(task.output / "teacher.pth")), task, task.output / "teacher.pth")
-    if rung.rasa is not None:
-        assert before is not None
-        given = filled([*study.rasa, *rung.rasa, f"backbone.name={before.teacher}", f"seed={seed}"], data)
-        command = ("-m", "rasa.train", "--config", str(ROOT / study.rasa_config), *given)
-        task = _task(name, seed, "rasa", command, folder, needs, output="output={}")
-        return Network((*before.arguments, "--rasa", str(task.output / "rasa.pth")), task, before.teacher)
-    model = rung.model.replace("{after}", str(before.teacher) if before else "")
-    return Network(("--model", model), before.made_by if before else None, None)
+class _Planner:
+    """Makes the tasks of one study."""
 
+    def __init__(self, study: StudyConfig, folder: Path, data: Mapping[str, Path]) -> None:
+        self.study, self.folder, self.data = study, folder, data
+        self.networks: dict[tuple[str, int], Network] = {}
 
-def _score(
-    study: StudyConfig, name: str, seed: int, score: str, network: Network, folder: Path, data: Mapping[str, Path]
-) -> Task:
-    asked = filled(study.scores[score], data)
-    command = ("-m", "franca.eval", *asked, *network.arguments, "--cache", str(folder / "features"))
-    needs = (network.made_by,) if network.made_by else ()
-    return _task(name, seed, score, command, folder, needs, output="--output={}")
+    def tasks(self) -> Iterator[Task]:
+        """In order."""
+        study = self.study
+        for seed in dict.fromkeys(seed for name in study.rungs for seed in study.seeds_of(name)):
+            for name in (name for name in study.rungs if seed in study.seeds_of(name)):
+                self.networks[name, seed] = network = self._network(name, seed)
+                if network.made_by and network.made_by.rung == name:
+                    yield network.made_by
+                for score in study.scores_of(name):
+                    yield self._score(name, seed, score, network)
 
+    def _network(self, name: str, seed: int) -> Network:
+        study, rung = self.study, self.study.rungs[name]
+        before = self.networks.get((rung.after, seed)) if rung.after else None
+        if rung.after and before is None:
+            raise ConfigError(f"rungs.{name}: seed {seed}, but {rung.after} has none of that number")
+        needs = (before.made_by,) if before and before.made_by else ()
+        if rung.train is not None:
+            beginning = {"init_from=": before.teacher} if before else {}
+            given = [*study.train, *rung.train, f"seed={seed}"]
+            task = self._made(name, seed, "train", "franca.train", study.config, given, beginning, needs)
+            return Network(("--model", str(task.output / "teacher.pth")), task, task.output / "teacher.pth")
+        if rung.rasa is not None:
+            assert before is not None
+            given, backbone = [*study.rasa, *rung.rasa, f"seed={seed}"], {"backbone.name=": before.teacher}
+            task = self._made(name, seed, "rasa", "rasa.train", study.rasa_config, given, backbone, needs)
+            return Network((*before.arguments, "--rasa", str(task.output / "rasa.pth")), task, before.teacher)
+        model = rung.model.replace("{after}", str(before.teacher) if before else "")
+        return Network(("--model", model), before.made_by if before else None, None)
 
-def _task(
-    rung: str, seed: int, kind: str, command: tuple[str, ...], folder: Path, needs: tuple[Task, ...], output: str
-) -> Task:
-    """The task, in a folder whose name ends with a hash of the command and of those before it."""
-    told = [str(part).replace(str(folder), "") for part in command] + [task.folder.name for task in needs]
-    digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
-    own = folder / f"{rung}-{seed}-{kind}-{digest}"
-    return Task(rung, seed, kind, (*command, output.format(own / OUTPUT)), own, needs)
+    def _made(
+        self,
+        name: str,
+        seed: int,
+        kind: str,
+        module: str,
+        file: str,
+        given: list[str],
+        made: Mapping[str, Path | None],
+        needs: tuple[Task, ...],
+    ) -> Task:
+        """What makes a network: a module with its configuration file; ``made``: options with files of other tasks."""
+        path = ROOT / file
+        if not path.is_file():
+            raise ConfigError(f"config file {path} does not exist; a study names it as seen from {ROOT}")
+        known = [module, path.read_text(encoding="utf-8"), *given, *made]
+        options = [f"{option}{value}" for option, value in made.items()]
+        command = ("-m", module, "--config", str(path), *filled(given, self.data), *options)
+        return self._task(name, seed, kind, command, "output={}", known, needs)
+
+    def _score(self, name: str, seed: int, score: str, network: Network) -> Task:
+        asked, rung = self.study.scores[score], self.study.rungs[name]
+        command = ("-m", "franca.eval", *filled(asked, self.data), *network.arguments)
+        needs = (network.made_by,) if network.made_by else ()
+        known = [*asked, rung.model]
+        return self._task(
+            name, seed, score, (*command, "--cache", str(self.folder / "features")), "--output={}", known, needs
+        )
+
+    def _task(
+        self,
+        rung: str,
+        seed: int,
+        kind: str,
+        command: tuple[str, ...],
+        output: str,
+        known: Sequence[str],
+        needs: tuple[Task, ...],
+    ) -> Task:
+        """known: what the outcome depends on, without places on this machine; with that of the tasks before."""
+        digest = hashlib.sha256(json.dumps([*known, [task.digest for task in needs]]).encode()).hexdigest()[:8]
+        own = self.folder / f"{rung}-{seed}-{kind}-{digest}"
+        return Task(rung, seed, kind, digest, (*command, output.format(own / OUTPUT)), own, needs)
 
 
 def filled(texts: Sequence[str], data: Mapping[str, Path]) -> list[str]:

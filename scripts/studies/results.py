@@ -30,14 +30,18 @@ Values = dict[str, float]  # slice -> value
 class StudyResults:
     """values: rung -> column -> seed -> slice -> number. minutes: rung -> seed, of the training or the RASA run.
 
-    planned: rung -> its seeds, run or not. places: where numbers were taken, device, precision, torch and commit, each
-    once. Keys of seeds are text, as JSON has them.
+    digests: rung -> seed -> kind of a finished task -> its digest. places: where numbers were taken, device, precision,
+    torch and commit, each once. Keys of seeds are text, as JSON has them.
     """
 
-    planned: dict[str, list[str]]
     values: dict[str, dict[str, dict[str, Values]]] = field(default_factory=dict)
     minutes: dict[str, dict[str, float]] = field(default_factory=dict)
+    digests: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
     places: list[dict[str, str]] = field(default_factory=list)
+
+    def has(self, task: Task) -> bool:
+        """Whether these are, or hold, the numbers of exactly this task."""
+        return self.digests.get(task.rung, {}).get(str(task.seed), {}).get(task.kind) == task.digest
 
     def shown(self, rung: str, name: str, column: ColumnConfig) -> dict[str, float]:
         """Seed -> the number that the table shows, of the seeds that have it."""
@@ -61,24 +65,43 @@ def read(path: Path) -> StudyResults:
         raise ConfigError(f"{path} holds no results of a study ({error!r})") from None
 
 
-def gather(study: StudyConfig, tasks: Sequence[Task]) -> StudyResults:
-    """All that is there."""
-    results = StudyResults({name: [str(seed) for seed in study.seeds_of(name)] for name in study.rungs})
+def gather(study: StudyConfig, tasks: Sequence[Task], recorded: StudyResults) -> StudyResults:
+    """All that is there, in the folders of the tasks and, of the same tasks, in what was recorded before."""
+    results = StudyResults()
     for task in tasks:
-        if not task.finished:
+        seed = str(task.seed)
+        if task.finished:
+            about = told(task)
+            places, minutes = [{name: about[name] for name in PLACE}], round(float(about["seconds"]) / 60, 1)
+            found = {name: _values(task, column) for name, column in study.columns.items()}
+        elif recorded.has(task):
+            places, minutes = recorded.places, recorded.minutes.get(task.rung, {}).get(seed, 0.0)
+            of_rung = recorded.values.get(task.rung, {})
+            found = {
+                name: of_rung.get(name, {}).get(seed, {})
+                for name, column in study.columns.items()
+                if column.score == (TRAINING if task.kind == "train" else task.kind)
+            }
+        else:
             continue
-        about = told(task)
-        place = {name: about[name] for name in PLACE}
-        if place not in results.places:
-            results.places.append(place)
+        results.places += [place for place in places if place not in results.places]
+        results.digests.setdefault(task.rung, {}).setdefault(seed, {})[task.kind] = task.digest
         if task.kind in ("train", "rasa"):
-            minutes = results.minutes.setdefault(task.rung, {})
-            minutes[str(task.seed)] = round(float(about["seconds"]) / 60, 1)
-        for name, column in study.columns.items():
-            found = _values(task, column)
-            if found:
-                results.values.setdefault(task.rung, {}).setdefault(name, {})[str(task.seed)] = found
+            results.minutes.setdefault(task.rung, {})[seed] = minutes
+        for name in (name for name, values in found.items() if values):
+            results.values.setdefault(task.rung, {}).setdefault(name, {})[seed] = found[name]
     return results
+
+
+def missing(tasks: Sequence[Task], asked: Sequence[Task], recorded: StudyResults) -> list[Task]:
+    """Of all tasks those still to be run: what is asked for and has no recorded numbers, and what that needs."""
+    wanted = {task for task in asked if not recorded.has(task)}
+    queue = list(wanted)
+    while queue:
+        needs = set(queue.pop().needs) - wanted
+        wanted |= needs
+        queue += needs
+    return [task for task in tasks if task in wanted]
 
 
 def _values(task: Task, column: ColumnConfig) -> Values:

@@ -31,7 +31,7 @@ def scores_table(study: StudyConfig, results: StudyResults) -> str:
     for name, rung in study.rungs.items():
         cells = [_score(results.shown(name, key, column), column) for key, column in study.columns.items()]
         done = max((len(results.shown(name, key, column)) for key, column in study.columns.items()), default=0)
-        planned = len(results.planned[name])
+        planned = len(study.seeds_of(name))
         minutes = results.minutes.get(name, {})
         took = f"{sum(minutes.values()) / len(minutes):.1f}" if minutes else ""
         rows.append([rung.label or name, *cells, str(done) if done == planned else f"{done} of {planned}", took])

@@ -22,7 +22,7 @@ from rasa.config import RasaConfig
 from studies import running
 from studies.config import ColumnConfig, RungConfig, StudyConfig, read_study
 from studies.plan import Task, plan
-from studies.results import StudyResults, difference, gather, read
+from studies.results import StudyResults, difference, gather, missing, read
 from studies.running import Runner
 from studies.tables import NOT_RUN, page, places_of, put_into
 from tests.tiny import write_tiny
@@ -40,7 +40,10 @@ def small_study(**changes) -> StudyConfig:
     }
     columns = {"score": ColumnConfig(label="score", score="score", metric="top1", settings={"k": 20})}
     asked = {"score": ["knn", "--data", "folder:{imagenette}"]}
-    return replace(StudyConfig(config="a.yaml", seeds=[0, 1], rungs=rungs, scores=asked, columns=columns), **changes)
+    return replace(
+        StudyConfig(config="configs/recipes/quickstart.yaml", seeds=[0, 1], rungs=rungs, scores=asked, columns=columns),
+        **changes,
+    )
 
 
 def test_a_seeds_whole_ladder_comes_before_the_next_seeds(tmp_path: Path) -> None:
@@ -77,8 +80,21 @@ def test_what_a_change_concerns_is_another_task_and_nothing_else_is(tmp_path: Pa
 
 
 def test_the_same_study_elsewhere_has_the_same_names(tmp_path: Path) -> None:
-    here, there = (plan(small_study(), tmp_path / name, ANYWHERE) for name in ("here", "there"))
+    data = {name: Path("/elsewhere") for name in ANYWHERE}
+    here, there = plan(small_study(), tmp_path / "here", ANYWHERE), plan(small_study(), tmp_path / "there", data)
     assert [task.folder.name for task in here] == [task.folder.name for task in there]
+
+
+def test_another_recipe_under_the_same_name_is_another_task(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    digests = []
+    for text in ("steps: 10", "steps: 20"):
+        recipe.write_text(text)
+        digests.append({task.digest for task in plan(small_study(config=str(recipe)), tmp_path, ANYWHERE)})
+    assert not digests[0] & digests[1]
+    recipe.unlink()
+    with pytest.raises(ConfigError, match="does not exist"):
+        plan(small_study(config=str(recipe)), tmp_path, ANYWHERE)
 
 
 @pytest.mark.parametrize(
@@ -121,9 +137,9 @@ def test_every_command_of_a_shipped_study_can_be_run(file: Path, tmp_path: Path)
 
 def tasks_of(folder: Path, *programs: str) -> list[Task]:
     """Tasks that run Python programs, the second and later ones behind the first."""
-    first = Task("rung", 0, "train", ("-c", programs[0]), folder / "0")
+    first = Task("rung", 0, "train", "digest", ("-c", programs[0]), folder / "0")
     return [first] + [
-        Task("rung", 0, f"score_{number}", ("-c", program), folder / str(number), (first,))
+        Task("rung", 0, f"score_{number}", "digest", ("-c", program), folder / str(number), (first,))
         for number, program in enumerate(programs[1:], 1)
     ]
 
@@ -210,7 +226,7 @@ def finished_study(folder: Path) -> tuple[StudyConfig, StudyResults]:
                 (task.output / "knn-x").mkdir()
                 content = {"format": 1, "origin": {"protocol": "knn"}, "scores": scores}
                 (task.output / "knn-x" / "results.json").write_text(json.dumps(content))
-    return config, gather(config, tasks)
+    return config, gather(config, tasks, StudyResults())
 
 
 def test_numbers_are_found_by_their_settings_for_each_seed_and_slice(tmp_path: Path) -> None:
@@ -220,6 +236,25 @@ def test_numbers_are_found_by_their_settings_for_each_seed_and_slice(tmp_path: P
     assert results.minutes["second"] == {"0": 1.5, "1": 1.5}
     results.write(tmp_path / "results.json")
     assert read(tmp_path / "results.json") == results
+
+
+def test_recorded_numbers_are_kept_and_only_the_rest_is_run(tmp_path: Path) -> None:
+    """On another machine, without the folders; a rung that was changed since, and all behind it, is run again."""
+    _, recorded = finished_study(tmp_path / "here")
+    config, there = small_study(), tmp_path / "there"
+    rungs = config.rungs
+    tasks = plan(config, there, ANYWHERE)
+    assert {(task.rung, task.kind) for task in missing(tasks, tasks, recorded)} == {
+        ("first", "train"), ("second", "train"), ("third", "rasa"), ("third", "score"),
+    }  # fmt: skip
+    assert gather(config, plan(config, there, ANYWHERE), recorded) == recorded
+    changed = replace(config, rungs=rungs | {"second": replace(rungs["second"], train=["optimizer.lr=3e-3"])})
+    tasks = plan(changed, there, ANYWHERE)
+    assert ("second", "score") in {(task.rung, task.kind) for task in missing(tasks, tasks, recorded)}
+    assert gather(changed, tasks, recorded).values == {"first": recorded.values["first"]}
+    without = replace(config, rungs={name: rungs[name] for name in ("first", "second")})
+    tasks = plan(without, there, ANYWHERE)
+    assert missing(tasks, tasks, recorded) == []
 
 
 def test_the_table_shows_spread_and_what_was_not_run(tmp_path: Path) -> None:
@@ -265,9 +300,7 @@ def test_pages_show_what_the_recorded_results_say() -> None:
     for name, text in shown.items():
         config = read_study(ROOT / "configs" / "studies" / f"{name}.yaml", [])
         file = ROOT / "docs" / f"{name}.json"
-        results = read(file) if file.exists() else StudyResults({rung: [] for rung in config.rungs})
-        results.planned = {rung: [str(seed) for seed in config.seeds_of(rung)] for rung in config.rungs}
-        assert text == page(config, results)
+        assert text == page(config, read(file) if file.exists() else StudyResults())
 
 
 def test_only_the_rungs_asked_for_and_those_they_begin_with(tmp_path: Path, capsys) -> None:
