@@ -244,6 +244,23 @@ def test_a_file_opens_with_its_command_and_what_the_estimate_says(name: str) -> 
         assert devices == PROCESSES[FACTS[name[:-5]].arch]
 
 
+def test_the_recipe_of_minutes_states_what_the_estimate_says() -> None:
+    name = "recipes/imagenette_vits14.yaml"
+    config, text = load_config(CONFIGS / name), " ".join((CONFIGS / name).read_text().split("\n# "))
+    pattern = (
+        r"1 x (H200), (\d+) GB, (\d+) minutes at 30 % of the peak, (\d+) at ([\d.]+) %; "
+        r"([\d.]+) million images, (\d+) passes"
+    )
+    stated = re.search(pattern, text)
+    assert stated is not None
+    usual, slower = estimate(config, 1, stated[1]), estimate(config, 1, stated[1], float(stated[5]) / 100)
+    assert float(stated[2]) == close(usual.memory.needed / 1e9, abs=0.51)
+    assert float(stated[3]) == close(usual.hours * 60, abs=0.51)
+    assert float(stated[4]) == close(slower.hours * 60, abs=0.51)
+    images = config.steps * config.effective_batch
+    assert (float(stated[6]), float(stated[7])) == (close(images / 1e6, abs=0.051), close(images / 9469, abs=0.51))
+
+
 def test_images_of_the_recipes() -> None:
     """Images a step and in all, as the files state them."""
     for name in (*FROM_SCRATCH, CONTINUED):
