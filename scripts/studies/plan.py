@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from franca.config import ConfigError
 from measuring.facts import ROOT
 from studies.config import StudyConfig
@@ -119,9 +121,7 @@ class _Planner:
     ) -> Task:
         """What makes a network: a module with its configuration file; ``made``: options with files of other tasks."""
         path = ROOT / file
-        if not path.is_file():
-            raise ConfigError(f"config file {path} does not exist; a study names it as seen from {ROOT}")
-        known = [module, path.read_text(encoding="utf-8"), *given, *made]
+        known = [module, content_of(path), *given, *made]
         options = [f"{option}{value}" for option, value in made.items()]
         command = ("-m", module, "--config", str(path), *filled(given, self.data), *options)
         return self._task(name, seed, kind, command, "output={}", known, needs)
@@ -149,6 +149,13 @@ class _Planner:
         digest = hashlib.sha256(json.dumps([*known, [task.digest for task in needs]]).encode()).hexdigest()[:8]
         own = self.folder / f"{rung}-{seed}-{kind}-{digest}"
         return Task(rung, seed, kind, digest, (*command, output.format(own / OUTPUT)), own, needs)
+
+
+def content_of(file: Path) -> str:
+    """What a configuration file says, without its comments. Raises ConfigError."""
+    if not file.is_file():
+        raise ConfigError(f"config file {file} does not exist; a study names it as seen from {ROOT}")
+    return json.dumps(OmegaConf.to_container(OmegaConf.load(file)), sort_keys=True)
 
 
 def filled(texts: Sequence[str], data: Mapping[str, Path]) -> list[str]:

@@ -88,10 +88,11 @@ def test_the_same_study_elsewhere_has_the_same_names(tmp_path: Path) -> None:
 def test_another_recipe_under_the_same_name_is_another_task(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     digests = []
-    for text in ("steps: 10", "steps: 20"):
+    for text in ("steps: 10", "steps: 20", "# a comment\nsteps: 20"):
         recipe.write_text(text)
         digests.append({task.digest for task in plan(small_study(config=str(recipe)), tmp_path, ANYWHERE)})
     assert not digests[0] & digests[1]
+    assert digests[1] == digests[2]
     recipe.unlink()
     with pytest.raises(ConfigError, match="does not exist"):
         plan(small_study(config=str(recipe)), tmp_path, ANYWHERE)
