@@ -39,7 +39,7 @@ from tests.cli import warm
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = (
     *("README.md", "training.md", "dataset_prep.md", "model_card.md", "rasa/README.md", "CONTRIBUTING.md"),
-    *("docs/evaluation.md", "docs/performance.md"),
+    *("docs/evaluation.md", "docs/performance.md", "docs/ladder.md", "docs/first_run.md"),
 )
 BIN = Path(sys.executable).parent
 TIMEOUT = 300  # seconds for one block
@@ -111,6 +111,7 @@ KNN = "knn --model runs/quickstart/teacher.pth --data folder:/path/to/imagenette
 MEASURED = ".venv/bin/franca eval {} --model runs/imagenette_cpu/teacher.pth"
 SMALL_KNN = "size=28 resize=28 ks=[3]"
 STEP = ".venv/bin/python scripts/benchmark_step.py"
+STUDY = ".venv/bin/python scripts/study.py configs/studies"
 FEW_STEPS = "--steps 1 --blocks 1 --warmup 0"
 PRETRAIN = ".venv/bin/python -m franca.train --config configs/pretrain/vitb14_in21k.yaml"
 
@@ -298,6 +299,30 @@ COMMANDS = {
         f"{MEASURED.format('in_context')} --rasa runs/imagenette_cpu_rasa/rasa.pth "
         "--data segmentation_folder:/path/to/camvid size=224"
     ): Run("size=28 neighbours=3"),
+    # docs/ladder.md
+    (
+        f"{STUDY}/ladder_cpu.yaml runs/ladder_cpu --data imagenette=/path/to/imagenette --data camvid=/path/to/camvid "
+        "--jobs 2 --minutes 600"
+    ): Run("--dry-run"),
+    (
+        f"{STUDY}/ladder_device.yaml runs/ladder_device --data imagenette=/path/to/imagenette "
+        "--data camvid=/path/to/camvid --minutes 9 --results ladder_device.json"
+    ): Run("--dry-run"),
+    (
+        "timeout --signal=TERM 540 .venv/bin/python -m franca.train --config configs/recipes/imagenette_vits14.yaml "
+        "data.path=/path/to/imagenette/train evaluation.train=/path/to/imagenette/train "
+        "evaluation.test=/path/to/imagenette/val"
+    ): Run(f"steps=2 evaluation.every=2 evaluation.ks=[1] evaluation.image_size=28 {SMALL}"),
+    ".venv/bin/python scripts/bring_back.py pack runs/imagenette_vits14 brought_back": Run(
+        instead="test -f runs/quickstart/teacher.pth && "
+        ".venv/bin/python scripts/bring_back.py pack runs/quickstart brought_back"
+    ),
+    ".venv/bin/python scripts/bring_back.py join brought_back runs/imagenette_vits14_here": Run(),
+    # docs/first_run.md
+    (
+        ".venv/bin/python -m franca.train --config configs/recipes/imagenette_cpu.yaml data.path=/path/to/images "
+        "output=runs/mine"
+    ): Run(f"steps=2 evaluation.every=2 evaluation.ks=[1] evaluation.image_size=28 {SMALL}"),
     # CONTRIBUTING.md
     "make format": Run(instead="make -n format"),
     "make lint types": Run(instead="make -n lint types"),
