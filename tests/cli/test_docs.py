@@ -323,6 +323,10 @@ COMMANDS = {
         ".venv/bin/python -m franca.train --config configs/recipes/imagenette_cpu.yaml data.path=/path/to/images "
         "output=runs/mine"
     ): Run(f"steps=2 evaluation.every=2 evaluation.ks=[1] evaluation.image_size=28 {SMALL}"),
+    ".venv/bin/franca eval pictures --model runs/mine/teacher.pth --data /path/to/images size=224": Run(
+        instead="test -f runs/quickstart/teacher.pth && .venv/bin/franca eval pictures "
+        "--model runs/quickstart/teacher.pth --data /path/to/images images=2 size=56"
+    ),
     # CONTRIBUTING.md
     "make format": Run(instead="make -n format"),
     "make lint types": Run(instead="make -n lint types"),
