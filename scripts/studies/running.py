@@ -49,9 +49,12 @@ class Running:
         """Since it was started."""
         return time.monotonic() - self.began
 
-    def stop(self) -> None:
-        """Ask it to save and end; kill all that it started if it doesn't."""
+    def ask(self) -> None:
+        """To save and end."""
         self.process.send_signal(signal.SIGTERM)
+
+    def end(self) -> None:
+        """Wait until it has; kill it if it doesn't, and all that it has left running."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(GRACE)
         with suppress(ProcessLookupError):
@@ -87,9 +90,9 @@ class Runner:
                 self._tell()
         finally:
             for running in self.running:
-                running.process.send_signal(signal.SIGTERM)  # all at once, then wait for each
+                running.ask()
             for running in self.running:
-                running.stop()
+                running.end()
                 self._finish(running)
             for number, handler in before.items():
                 signal.signal(number, handler)
