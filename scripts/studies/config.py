@@ -119,6 +119,10 @@ class StudyConfig:
         own = self.rungs[rung].scores
         return list(self.scores) if own is None else own
 
+    def asks(self, rung: str, score: str) -> bool:
+        """Whether a rung has a score; that of the training has whatever is trained."""
+        return self.rungs[rung].train is not None if score == TRAINING else score in self.scores_of(rung)
+
 
 def read_study(file: Path, overrides: list[str]) -> StudyConfig:
     """A study's file with ``key=value`` over it. Raises ConfigError."""

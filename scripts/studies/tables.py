@@ -10,7 +10,7 @@ from measuring.facts import markdown
 from studies.config import ColumnConfig, StudyConfig
 from studies.results import StudyResults, difference, mean_and_spread
 
-NOT_RUN = "not run"
+NOT_RUN, NOT_ASKED = "not run", ""
 
 
 def page(study: StudyConfig, results: StudyResults) -> str:
@@ -29,7 +29,7 @@ def scores_table(study: StudyConfig, results: StudyResults) -> str:
     head = ["", *(_with_slice(column) for column in study.columns.values()), "seeds", "minutes each"]
     rows = []
     for name, rung in study.rungs.items():
-        cells = [_score(results.shown(name, key, column), column) for key, column in study.columns.items()]
+        cells = [_score(study, results, name, key) for key in study.columns]
         done = max((len(results.shown(name, key, column)) for key, column in study.columns.items()), default=0)
         planned = len(study.seeds_of(name))
         minutes = results.minutes.get(name, {})
@@ -44,7 +44,7 @@ def differences_table(study: StudyConfig, results: StudyResults) -> str:
     for name, rung in study.rungs.items():
         if rung.against:
             cells = [_difference(results, name, rung.against, key, column) for key, column in study.columns.items()]
-            rows.append([f"{rung.label or name} − {study.rungs[rung.against].label or rung.against}", *cells])
+            rows.append([f"{rung.label or name} against {study.rungs[rung.against].label or rung.against}", *cells])
     return markdown(["", *(_with_slice(column) for column in study.columns.values())], rows)
 
 
@@ -52,7 +52,11 @@ def _with_slice(column: ColumnConfig) -> str:
     return column.label if column.slice == "d" else f"{column.label}, {column.slice}"
 
 
-def _score(values: dict[str, float], column: ColumnConfig) -> str:
+def _score(study: StudyConfig, results: StudyResults, rung: str, key: str) -> str:
+    column = study.columns[key]
+    if not study.asks(rung, column.score):
+        return NOT_ASKED
+    values = results.shown(rung, key, column)
     if not values:
         return NOT_RUN
     mean, spread = mean_and_spread(values)

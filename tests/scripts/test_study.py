@@ -38,7 +38,10 @@ def small_study(**changes) -> StudyConfig:
         "second": RungConfig(label="second", train=["optimizer.lr=2e-3"], after="first", against="first"),
         "third": RungConfig(label="third", rasa=[], after="second", scores=["score"]),
     }
-    columns = {"score": ColumnConfig(label="score", score="score", metric="top1", settings={"k": 20})}
+    columns = {
+        "score": ColumnConfig(label="score", score="score", metric="top1", settings={"k": 20}),
+        "loss": ColumnConfig(label="loss", score="training", metric="loss"),
+    }
     asked = {"score": ["knn", "--data", "folder:{imagenette}"]}
     return replace(
         StudyConfig(config="configs/recipes/quickstart.yaml", seeds=[0, 1], rungs=rungs, scores=asked, columns=columns),
@@ -261,9 +264,9 @@ def test_recorded_numbers_are_kept_and_only_the_rest_is_run(tmp_path: Path) -> N
 def test_the_table_shows_spread_and_what_was_not_run(tmp_path: Path) -> None:
     config, results = finished_study(tmp_path)
     lines = page(config, results).splitlines()
-    assert "| first | 40.5 ± 0.7 | 2 | 1.5 |" in lines
-    assert f"| third | {NOT_RUN} | 0 of 2 |  |" in lines
-    assert "| second − first | +2.2 ± 0.4 |" in lines  # of two seeds, 12.7 standard errors would be needed
+    assert f"| first | 40.5 ± 0.7 | {NOT_RUN} | 2 | 1.5 |" in lines
+    assert f"| third | {NOT_RUN} |  | 0 of 2 |  |" in lines  # it trains nothing: no loss to be asked for
+    assert "| second against first | +2.2 ± 0.4 |  |" in lines  # of two seeds, 12.7 standard errors would be needed
     assert lines[-1] == "Run on CPU, bf16 (torch 2.14; commit abc)."
 
 
