@@ -49,11 +49,15 @@ class TrainingProcess:
                 errors="replace",
                 start_new_session=True,
             )
+            reader = Thread(target=self._hand_on, args=(self.child.stdout,), daemon=True)
+            reader.start()
             try:
                 asked = self._watch(enough)
             finally:
                 self._send(signal.SIGKILL)
                 self.child.wait()
+                reader.join()
+            enough()
         if received:
             raise Stopped(received[0])
         status = self.child.returncode
@@ -66,23 +70,19 @@ class TrainingProcess:
 
     def _watch(self, enough: Callable[[], bool]) -> bool:
         """Returns whether it was asked to stop because there was enough."""
-        assert self.child.stdout is not None
-        reader = Thread(target=self._hand_on, args=(self.child.stdout,), daemon=True)
-        reader.start()
         asked = False
         while self.child.poll() is None:
             if not asked and enough():
                 asked = True
                 self._send(signal.SIGTERM)
             time.sleep(POLL)
-        reader.join()
-        enough()
         return asked
 
     def _hand_on(self, output: IO[str]) -> None:
-        for line in output:
-            self.words.append(line.rstrip())
-            self.say(line.rstrip())
+        with output:
+            for line in output:
+                self.words.append(line.rstrip())
+                self.say(line.rstrip())
 
     def _send(self, number: int) -> None:
         if self.child.poll() is None:

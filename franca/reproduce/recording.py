@@ -23,13 +23,13 @@ def record_seeds(
     Raises what a run does; ReproduceError too when there is a record already and ``force`` is off, when a run was not
     finite, or when one seed comes without tolerances.
     """
-    if recipe.record.exists() and not force:
-        raise ReproduceError(f"{recipe.record} exists; --force replaces it once the runs are done")
     if len(seeds) == 1 and not given:
         raise ReproduceError(
             f"--record {seeds[0]}: one seed tells no spread; name two or more (three are better), or give "
             "--tolerance QUANTITY=VALUE for each quantity"
         )
+    if recipe.record.exists() and not force:
+        raise ReproduceError(f"{recipe.record} exists; --force replaces it once the runs are done")
     config = recipe.configure(overrides)
     base = config.output if any(text.startswith("output=") for text in overrides) else f"runs/record/{recipe.name}"
     runs = {}
