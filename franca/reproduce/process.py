@@ -49,6 +49,7 @@ class TrainingProcess:
                 errors="replace",
                 start_new_session=True,
             )
+            assert self.child.stdout is not None
             reader = Thread(target=self._hand_on, args=(self.child.stdout,), daemon=True)
             reader.start()
             try:

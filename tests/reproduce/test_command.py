@@ -10,6 +10,7 @@ import pytest
 
 from franca.eval.figures import can_draw
 from franca.reproduce import command, run
+from franca.reproduce import recipe as recipes
 from franca.reproduce.__main__ import main
 from franca.reproduce.errors import ReproduceError, Stopped
 from franca.reproduce.record import read_record
@@ -178,8 +179,13 @@ def test_what_can_not_be_done_is_an_error(
     assert words in capsys.readouterr().err
 
 
-def test_without_a_name_it_lists_what_is_recorded(capsys: Capture) -> None:
+def test_without_a_name_it_lists_what_is_recorded(
+    recorded: list[str], recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (recipe.parent / "other.yaml").touch()
+    monkeypatch.setattr(recipes, "RECIPES", recipe.parent)
+    capsys.readouterr()
     assert main([]) == 0
-    said = capsys.readouterr().out
-    assert "quickstart" in said.splitlines()[1]
-    assert "not recorded yet: " in said
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"some +0, 1, 2 +1 +loss 4\.\d{3} +CPU: .+ threads?, fp32, torch ", lines[1])
+    assert lines[2] == "not recorded yet: other"

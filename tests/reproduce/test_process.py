@@ -80,7 +80,7 @@ def test_a_run_that_someone_else_stops_is_stopped(processes: Processes) -> None:
     child = processes(OBEYS)
 
     def stop_the_child() -> bool:
-        if child.words:
+        if child.words and child.child.poll() is None:
             os.kill(child.child.pid, signal.SIGTERM)
         return False
 
