@@ -62,7 +62,7 @@ class TrainingProcess:
         if received:
             raise Stopped(received[0])
         status = self.child.returncode
-        if status == STOPPED and not asked:
+        if status in (STOPPED, -signal.SIGTERM) and not asked:  # the second: before it had begun
             raise Stopped(signal.SIGTERM)
         if status not in (0, STOPPED):
             how = f"status {status}" if status > 0 else f"signal {-status} ({signal.Signals(-status).name})"

@@ -79,8 +79,11 @@ def test_a_second_signal_kills(processes: Processes) -> None:
 def test_a_run_that_someone_else_stops_is_stopped(processes: Processes) -> None:
     child = processes(OBEYS)
 
+    sent: list[int] = []
+
     def stop_the_child() -> bool:
-        if child.words and child.child.poll() is None:
+        if child.words and not sent:
+            sent.append(child.child.pid)
             os.kill(child.child.pid, signal.SIGTERM)
         return False
 
