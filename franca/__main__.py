@@ -18,6 +18,7 @@ COMMANDS = {
     "train": Command("franca.train", "pretrain a model on a folder of images"),
     "launch": Command("franca.launch", "train on a SLURM cluster, or in several processes on this machine"),
     "eval": Command("franca.eval", "evaluate a frozen backbone: classification, dense tasks, pictures"),
+    "reproduce": Command("franca.reproduce", "run a recipe again, and compare it with its recorded curve"),
     "rasa": Command("rasa.train", "remove position from patch features (RASA)"),
     "publish": Command("franca.publish", "make a training run into a release folder"),
     "prepare": Command("franca.data.preparation", "prepare a large set of images from the web (LAION)"),

@@ -38,6 +38,7 @@ FLOORS = {
     "franca.eval": 3,
     "franca.launch": 4,
     "franca.publish": 4,
+    "franca.reproduce": 4,
     "rasa": 4,
     "hubconf": 4,
 }

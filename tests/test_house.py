@@ -107,7 +107,7 @@ from contextlib import suppress
 from importlib import import_module
 for name, arguments in (
     ("eval", ["--help"]), ("eval", ["knn"]), ("train", ["--help"]), ("launch", ["--nodes"]), ("publish", ["--help"]),
-    ("data.preparation", ["embed", "--help"]),
+    ("data.preparation", ["embed", "--help"]), ("reproduce", ["--help"]),
 ):
     with suppress(SystemExit):
         import_module(f"franca.{name}.__main__").main(arguments)
@@ -115,7 +115,7 @@ sys.exit("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("usage: ") + done.stderr.count("usage: ") == 6
+    assert done.stdout.count("usage: ") + done.stderr.count("usage: ") == 7
 
 
 def test_console_script_names_the_nearest_command(

@@ -113,6 +113,7 @@ SMALL_KNN = "size=28 resize=28 ks=[3]"
 STEP = ".venv/bin/python scripts/benchmark_step.py"
 STUDY = ".venv/bin/python scripts/study.py configs/studies"
 FEW_STEPS = "--steps 1 --blocks 1 --warmup 0"
+REPRODUCE = ".venv/bin/franca reproduce --list"  # tests/reproduce/test_quickstart.py runs one
 PRETRAIN = ".venv/bin/python -m franca.train --config configs/pretrain/vitb14_in21k.yaml"
 
 COMMANDS = {
@@ -121,6 +122,7 @@ COMMANDS = {
     "make install": Run(instead="make -n install"),
     "make quickstart": Run(instead="make -n quickstart"),
     "make quickstart DATA=/path/to/images": Run(instead="make -n quickstart DATA=/path/to/images"),
+    ".venv/bin/franca reproduce quickstart --until 60": Run(instead=REPRODUCE),
     "make test": Run(instead="make -n test"),
     ".venv/bin/franca info weights/franca_vitb14_In21K.pth": Run(),
     (
@@ -180,6 +182,10 @@ COMMANDS = {
         "configs/pretrain/vitl14_in21k.yaml data.path=/path/to/images output=runs/vitl14 parallel.strategy=shard "
         f"steps=2 {SMALL}"
     ),
+    ".venv/bin/franca reproduce": Run(),
+    ".venv/bin/franca reproduce quickstart": Run(instead=REPRODUCE),
+    ".venv/bin/franca reproduce quickstart --until 60 output=runs/beginning": Run(instead=REPRODUCE),
+    ".venv/bin/franca reproduce quickstart --record 0,1,2 --force": Run(instead=REPRODUCE),
     ".venv/bin/python scripts/kill_ranks.py --kills 30": Run(instead=".venv/bin/python scripts/kill_ranks.py --help"),
     # dataset_prep.md
     "mkdir -p data": Run(),

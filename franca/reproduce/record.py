@@ -1,0 +1,135 @@
+"""The record of a recipe: curves of some seeds, their tolerances, and what they were made with, as a JSON file."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from franca.files import replace_text
+from franca.reproduce.curve import Curve
+from franca.reproduce.errors import ReproduceError
+from franca.reproduce.tolerance import Tolerance
+from franca.train.config import TrainConfig
+
+FORMAT = 1
+DIGITS = 5  # significant ones that a value keeps
+
+GIVEN, SPLIT, NONE = "folders of its own", "the training images, split in two", "nothing"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a recipe's runs.
+
+    facts: commit, torch, device, precision, images and images_hash, as `franca.reproduce.machine` puts them.
+    learned: the configuration that was run, without what is a user's own. evaluated: GIVEN, SPLIT or NONE.
+    minutes: of one run's steps, on average. window: steps that a point of the losses stands for.
+    """
+
+    recipe: str
+    facts: dict[str, Any]
+    minutes: float
+    evaluated: str
+    window: int
+    learned: dict[str, Any]
+    tolerances: dict[str, Tolerance]
+    seeds: dict[int, Curve]
+
+    def mean(self, quantity: str, step: int) -> float:
+        """Of the seeds, at a recorded step."""
+        values = [curve[quantity][step] for curve in self.seeds.values()]
+        return fmean(value for value in values if value is not None)
+
+    def steps(self, quantity: str) -> list[int]:
+        """At which a quantity is recorded."""
+        return sorted(next(iter(self.seeds.values()))[quantity])
+
+
+def evaluated_on(config: TrainConfig) -> str:
+    """What a run's scores, if it has any, are of."""
+    if config.evaluation.every == 0:
+        return NONE
+    return GIVEN if config.evaluation.train else SPLIT
+
+
+def changed_since(record: Record, now: Mapping[str, Any]) -> list[str]:
+    """Keys of ``learned`` that the recipe now sets otherwise; a key that is new counts as unchanged."""
+    return [key for key, value in record.learned.items() if key not in now or now[key] != value]
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Put the record in its place, whole, one row a line. Raises OSError."""
+    tolerated = {name: {"value": _short(item.value), "origin": item.origin} for name, item in record.tolerances.items()}
+    parts = {
+        "format": json.dumps(FORMAT),
+        "recipe": json.dumps(record.recipe),
+        **{name: json.dumps(value) for name, value in record.facts.items()},
+        "minutes": json.dumps(_short(record.minutes)),
+        "evaluated": json.dumps(record.evaluated),
+        "window": json.dumps(record.window),
+        "tolerances": _lines(tolerated),
+        "learned": _lines(record.learned),
+    }
+    seeds = {str(seed): _rows(curve) for seed, curve in record.seeds.items()}
+    parts["seeds"] = "{\n" + ",\n".join(f'    "{seed}": {rows}' for seed, rows in seeds.items()) + "\n  }"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, "{\n" + ",\n".join(f'  "{name}": {text}' for name, text in parts.items()) + "\n}\n")
+
+
+def read_record(path: Path) -> Record:
+    """Raises ReproduceError: there is no such file, or it is no record that this version understands."""
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            raise ReproduceError(
+                f"{path} has format {content['format']}, this version of franca reads {FORMAT}: use the version that "
+                "wrote it, or record the recipe again"
+            )
+        return Record(
+            recipe=content["recipe"],
+            facts={name: content[name] for name in ("commit", "torch", "device", "precision", "images", "images_hash")},
+            minutes=content["minutes"],
+            evaluated=content["evaluated"],
+            window=content["window"],
+            learned=content["learned"],
+            tolerances={name: Tolerance(**item) for name, item in content["tolerances"].items()},
+            seeds={int(seed): _curve(rows) for seed, rows in content["seeds"].items()},
+        )
+    except FileNotFoundError:
+        raise ReproduceError(
+            f"{path} does not exist: this recipe has no recorded curve. --record 0,1,2 makes one; --list shows those "
+            "that have"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, ReproduceError):
+            raise
+        raise ReproduceError(f"{path} is no record of a recipe ({type(error).__name__}: {error}); restore it") from None
+
+
+def _rows(curve: Curve) -> str:
+    steps = sorted({step for values in curve.values() for step in values})
+    rows = [
+        {"step": step} | {name: _short(values[step]) for name, values in curve.items() if step in values}
+        for step in steps
+    ]
+    return "[\n" + ",\n".join(f"      {json.dumps(row)}" for row in rows) + "\n    ]"
+
+
+def _curve(rows: list[dict[str, Any]]) -> dict[str, dict[int, float | None]]:
+    curve: dict[str, dict[int, float | None]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name != "step":
+                curve.setdefault(name, {})[row["step"]] = value
+    return curve
+
+
+def _lines(entries: Mapping[str, Any]) -> str:
+    rows = [f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items()]
+    return "{\n" + ",\n".join(rows) + "\n  }"
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{DIGITS}g}")

@@ -1,0 +1,131 @@
+"""What a reproduction found, in words, as a table and as plain data."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from franca.reproduce.comparison import FAR, Agreement, Point
+from franca.reproduce.record import Record
+
+HEADER = ("quantity", "points", "recorded", "tolerance", "now", "mean off", "at most", "")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A whole comparison.
+
+    until: step at which it was to end, None for the whole run. differences: from the record's facts, in words.
+    own: the largest deviation from the recorded curve of the same seed, in tolerances; None where it isn't recorded.
+    """
+
+    record: Record
+    seed: int
+    steps: int  # of the whole run
+    until: int | None
+    agreements: Sequence[Agreement]
+    differences: Sequence[str]
+    own: float | None
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether every quantity agrees."""
+        return not any(agreement.differs for agreement in self.agreements)
+
+    @property
+    def points(self) -> list[Point]:
+        """Of all quantities."""
+        return [point for agreement in self.agreements for point in agreement.points]
+
+
+def point_line(point: Point, record: Record) -> str:
+    """A point that was just reached: step, quantity, recorded ± tolerance, now."""
+    now = "not finite" if point.now is None else f"{point.now:.5g}"
+    words = "FAR OUTSIDE" if point.far else "outside" if point.outside else "ok"
+    width = max(map(len, record.tolerances))
+    band = f"{point.recorded:.5g} ± {point.tolerance:.2g}"
+    return f"  step {point.step:>6}  {point.quantity:<{width}}  recorded {band:<18} now {now:<11} {words}"
+
+
+def table(agreements: Sequence[Agreement]) -> str:
+    """One row for each quantity, at its last point; deviations are in tolerances."""
+    rows = [HEADER, *(_row(agreement) for agreement in agreements)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def verdict(outcome: Outcome) -> list[str]:
+    """The answer in words, then what to look at."""
+    record = outcome.record
+    seeds = ", ".join(map(str, record.seeds))
+    asked = outcome.steps if outcome.until is None else outcome.until
+    part = f", its first {asked} of {outcome.steps} steps" if asked < outcome.steps else ""
+    what = f"{record.recipe} (seed {outcome.seed}{part})"
+    outside = sum(point.outside for point in outcome.points)
+    count = f"{len(outcome.points)} points, {outside} of them outside the tolerance"
+    if outcome.reproduced:
+        lines = [f"reproduced: {what} learns as seeds {seeds} did where they were recorded ({count})"]
+    else:
+        lines = [f"differs: {what} does not learn as seeds {seeds} did where they were recorded ({count})"]
+        differing = sorted((one for one in outcome.agreements if one.differs), key=lambda one: one.first.step)
+        lines += [f"  {_where(agreement)}" for agreement in differing]
+    if outcome.own is not None:
+        lines.append(f"from the recorded curve of seed {outcome.seed} itself: at most {outcome.own:.2g} tolerances off")
+    lines += [f"differs from the record: {words}" for words in outcome.differences]
+    if not outcome.reproduced and not outcome.differences:
+        lines.append("all that the record states is the same here: look at what was changed without being stated")
+    return lines
+
+
+def as_data(outcome: Outcome) -> dict[str, Any]:
+    """For reproduce.json; a value that was not finite is null."""
+    return {
+        "recipe": outcome.record.recipe,
+        "seed": outcome.seed,
+        "recorded_seeds": list(outcome.record.seeds),
+        "verdict": "reproduced" if outcome.reproduced else "differs",
+        "steps": outcome.steps,
+        "until": outcome.until,
+        "differs_from_the_record": list(outcome.differences),
+        "quantities": [
+            {
+                "quantity": agreement.quantity,
+                "agrees": not agreement.differs,
+                "mean_deviation": _finite(agreement.mean),
+                "largest_deviation": _finite(agreement.largest.deviation),
+                "largest_at_step": agreement.largest.step,
+            }
+            for agreement in outcome.agreements
+        ],
+        "points": [asdict(point) for point in outcome.points],
+    }
+
+
+def _row(agreement: Agreement) -> tuple[str, ...]:
+    last, largest = agreement.points[-1], agreement.largest
+    return (
+        agreement.quantity,
+        str(len(agreement.points)),
+        f"{last.recorded:.5g}",
+        f"{last.tolerance:.2g}",
+        "not finite" if last.now is None else f"{last.now:.5g}",
+        f"{agreement.mean:+.2f} of {agreement.limit:.2f}",
+        f"{abs(largest.deviation):.2f} of {FAR:.2f} at step {largest.step}",
+        "DIFFERS" if agreement.differs else "ok",
+    )
+
+
+def _where(agreement: Agreement) -> str:
+    point = agreement.first
+    now = "not finite" if point.now is None else f"{point.now:.5g}, {abs(point.deviation):.1f} tolerances off"
+    return (
+        f"{agreement.quantity}: first at step {point.step}, recorded {point.recorded:.5g} ± {point.tolerance:.2g}, now "
+        f"{now}; over {len(agreement.points)} points {agreement.mean:+.2f} tolerances on average"
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) != float("inf") else None

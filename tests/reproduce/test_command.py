@@ -1,0 +1,191 @@
+"""The command as its user meets it: lines, table, files, exit status. Nothing is trained: see conftest.py."""
+
+import json
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from franca.eval.figures import can_draw
+from franca.reproduce import command, run
+from franca.reproduce import recipe as recipes
+from franca.reproduce.__main__ import main
+from franca.reproduce.errors import ReproduceError, Stopped
+from franca.reproduce.record import read_record
+
+Pretended = Any  # the class of conftest.py
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def recorded(recipe: Path, pretended: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments of a recipe with a record of seeds 0, 1, 2, and a folder for one more run; nothing is drawn."""
+    monkeypatch.setattr(command, "can_draw", lambda: False)
+    assert main([str(recipe), "--record", "0,1,2", f"output={tmp_path / 'rec'}"]) == 0
+    pretended.starts = 0
+    return [str(recipe), f"output={tmp_path / 'run'}"]
+
+
+def result(tmp_path: Path) -> dict[str, Any]:
+    return json.loads((tmp_path / "run" / "reproduce.json").read_text())
+
+
+def test_a_run_of_another_seed_is_reproduced(
+    recorded: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(command, "can_draw", can_draw)
+    assert main([*recorded, "seed=5"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("  step ") == 20 * 5
+    assert "reproduced: some (seed 5) learns as seeds 0, 1, 2 did" in said
+    assert (tmp_path / "run" / "reproduce.png").read_bytes().startswith(b"\x89PNG")
+    assert result(tmp_path)["verdict"] == "reproduced"
+    assert len(result(tmp_path)["points"]) == 100
+
+
+def test_a_recorded_seed_is_compared_with_its_own_curve_too(recorded: list[str], capsys: Capture) -> None:
+    assert main(recorded) == 0
+    said = capsys.readouterr().out
+    assert "reproduced: some (seed 0)" in said
+    own = re.search(r"from the recorded curve of seed 0 itself: at most (\S+) tolerances", said)
+    assert own is not None
+    assert float(own[1]) < 0.01, "the record keeps five digits"
+
+
+@pytest.mark.parametrize("lr", [0.0, 5e-4, float("nan")])
+def test_a_run_that_learns_otherwise_differs(
+    lr: float, recorded: list[str], pretended: Pretended, tmp_path: Path, capsys: Capture
+) -> None:
+    pretended.lr = lr
+    assert main([*recorded, "seed=5"]) == 1
+    said = capsys.readouterr().out
+    assert "differs: some (seed 5) does not learn as seeds 0, 1, 2 did" in said
+    assert "loss: first at step " in said
+    assert result(tmp_path)["verdict"] == "differs"
+
+
+def test_the_beginning_alone_and_then_the_rest(
+    recorded: list[str], pretended: Pretended, tmp_path: Path, capsys: Capture
+) -> None:
+    assert main([*recorded, "--until", "9"]) == 0
+    assert "its first 9 of 40 steps" in capsys.readouterr().out
+    lines = run.read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 9)), "it stops after the last recorded point, step 8"
+    assert len(result(tmp_path)["points"]) == 4 * 5
+    assert main(recorded) == 0
+    assert pretended.starts == 2
+    assert len(result(tmp_path)["points"]) == 20 * 5
+    assert main([*recorded, "--until", "9"]) == 0
+    assert "nothing was trained" in capsys.readouterr().out
+    assert pretended.starts == 2
+
+
+def test_a_stopped_run_gives_the_signals_status_and_goes_on(
+    recorded: list[str], pretended: Pretended, capsys: Capture
+) -> None:
+    pretended.error = Stopped(signal.SIGTERM)
+    assert main(recorded) == 128 + signal.SIGTERM
+    assert "the same command continues" in capsys.readouterr().err
+    pretended.error = None
+    assert main(recorded) == 0
+
+
+def test_a_failed_run_is_an_error(recorded: list[str], pretended: Pretended, capsys: Capture) -> None:
+    pretended.error = ReproduceError("the training process ended")
+    assert main(recorded) == 2
+    assert "error: the training process ended" in capsys.readouterr().err
+
+
+def test_a_run_of_other_code_is_not_taken_for_this_ones(
+    recorded: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    assert main(recorded) == 0
+    monkeypatch.setattr(run, "code_hash", lambda: "changed")
+    assert main(recorded) == 2
+    said = capsys.readouterr().err
+    assert "was begun with another state of things: code" in said
+    assert "remove the folder" in said
+
+
+def test_a_recipe_that_was_edited_is_not_compared(recorded: list[str], recipe: Path, capsys: Capture) -> None:
+    recipe.write_text(recipe.read_text().replace("momentum: 0.9", "momentum: 0.8"))
+    assert main(recorded) == 2
+    assert "has changed since its curve was recorded (teacher.momentum: 0.9 recorded, 0.8 now)" in (
+        capsys.readouterr().err
+    )
+
+
+def test_what_differs_from_the_record_is_said(recorded: list[str], recipe: Path, capsys: Capture) -> None:
+    file = recipe.parent / "recorded" / "some.json"
+    file.write_text(file.read_text().replace('"images": 20', '"images": 9469'))
+    assert main(recorded) == 0, "other images differ by the curve alone"
+    assert "differs from the record: images: 20 here, 9469 recorded" in capsys.readouterr().out
+
+
+def test_without_matplotlib_there_is_a_word_in_place_of_the_picture(
+    recorded: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(recorded) == 0
+    assert "no picture: matplotlib is not installed" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "reproduce.png").exists()
+
+
+def test_recording_says_the_tolerances_and_goes_on_where_it_stopped(
+    recipe: Path, pretended: Pretended, tmp_path: Path, capsys: Capture
+) -> None:
+    arguments = [str(recipe), "--record", "3,4", f"output={tmp_path / 'rec'}"]
+    pretended.error = Stopped(signal.SIGINT)
+    assert main(arguments) == 130
+    pretended.error = None
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "loss: 0.0" in said
+    assert "the spread of seeds 3, 4" in said
+    record = read_record(recipe.parent / "recorded" / "some.json")
+    assert list(record.seeds) == [3, 4]
+    assert record.minutes == pytest.approx(40 * 4 / 2.0 / 60, rel=1e-4)
+    assert record.facts["images"] == 20
+    assert main(arguments) == 2
+    assert "exists; --force replaces it" in capsys.readouterr().err
+    assert main([*arguments, "--force"]) == 0
+    assert "nothing was trained" in capsys.readouterr().out
+
+
+def test_a_record_holds_no_run_that_was_not_finite(recipe: Path, pretended: Pretended, capsys: Capture) -> None:
+    pretended.lr = float("nan")
+    assert main([str(recipe), "--record", "0,1", f"output={recipe.parent / 'rec'}"]) == 2
+    assert "seed 0 was not finite at step 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--force"], "belong to --record"),
+        (["--record", "0"], "one seed tells no spread"),
+        (["--record", "0,0"], "each once"),
+        (["--record", "0,1", "--until", "3"], "leave out --until"),
+        (["--record", "0,1", "--tolerance", "loss"], "QUANTITY=VALUE"),
+        (["--until", "0"], "1 or more"),
+        (["--until", "1"], "the first recorded point is that of step 2"),
+        (["steps=3"], "another run"),
+    ],
+)
+def test_what_can_not_be_done_is_an_error(
+    arguments: list[str], words: str, recorded: list[str], capsys: Capture
+) -> None:
+    assert main([*recorded, *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_without_a_name_it_lists_what_is_recorded(
+    recorded: list[str], recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (recipe.parent / "other.yaml").touch()
+    monkeypatch.setattr(recipes, "RECIPES", recipe.parent)
+    capsys.readouterr()
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"some +0, 1, 2 +1 +loss 4\.\d{3} +CPU: .+ threads?, fp32, torch ", lines[1])
+    assert lines[2] == "not recorded yet: other"

@@ -1,0 +1,114 @@
+"""The training process is stopped, followed and waited for; Python programs stand in for franca.train."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from franca.reproduce import process
+from franca.reproduce.errors import ReproduceError, Stopped
+from franca.reproduce.process import STOPPED, TrainingProcess
+
+SLEEP = "print('up', flush=True); time.sleep(60)"
+OBEYS = f"import signal, sys, time; signal.signal(15, lambda *_: sys.exit({STOPPED})); {SLEEP}"
+IGNORES = f"import signal, time; signal.signal(15, signal.SIG_IGN); {SLEEP}"
+Processes = Callable[[str], TrainingProcess]
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
+    """`processes(program)`: one that executes this Python; what it says is kept in its words."""
+    monkeypatch.setattr(process, "POLL", 0.02)
+
+    def make(program: str) -> TrainingProcess:
+        made = TrainingProcess([], lambda _: None)
+        made.command = [sys.executable, "-c", program]
+        return made
+
+    return make
+
+
+def send_when_up(child: TrainingProcess, *numbers: int) -> None:
+    def send() -> None:
+        deadline = time.monotonic() + 60
+        while not child.words and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.3)
+
+    threading.Thread(target=send, daemon=True).start()
+
+
+def test_a_run_that_ends_is_followed_to_its_last_line(processes: Processes) -> None:
+    child = processes("print('one'); print('two')")
+    asked: list[int] = []
+    child.run(lambda: bool(asked.append(len(child.words))))
+    assert list(child.words) == ["one", "two"]
+    assert asked[-1] == 2, "it is looked at once more when all is written"
+
+
+def test_it_is_stopped_when_there_is_enough(processes: Processes) -> None:
+    child = processes(OBEYS)
+    child.run(lambda: bool(child.words))
+    assert child.child.returncode == STOPPED
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_as_sigterm(processes: Processes, number: int) -> None:
+    child = processes(OBEYS)
+    send_when_up(child, number)
+    with pytest.raises(Stopped) as stop:
+        child.run(lambda: False)
+    assert stop.value.signal_number == number
+    assert child.child.returncode == STOPPED
+
+
+def test_a_second_signal_kills(processes: Processes) -> None:
+    child = processes(IGNORES)
+    send_when_up(child, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(Stopped):
+        child.run(lambda: False)
+    assert child.child.returncode == -signal.SIGKILL
+
+
+def test_a_run_that_someone_else_stops_is_stopped(processes: Processes) -> None:
+    child = processes(OBEYS)
+
+    sent: list[int] = []
+
+    def stop_the_child() -> bool:
+        if child.words and not sent:
+            sent.append(child.child.pid)
+            os.kill(child.child.pid, signal.SIGTERM)
+        return False
+
+    with pytest.raises(Stopped):
+        child.run(stop_the_child)
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("import sys; print('error: no images'); sys.exit(2)", r"status 2; its last words:\n  error: no images"),
+        ("import os; os.kill(os.getpid(), 9)", r"signal 9 \(SIGKILL\)"),
+    ],
+)
+def test_a_run_that_fails_is_an_error_with_its_last_words(processes: Processes, program: str, words: str) -> None:
+    with pytest.raises(ReproduceError, match=words):
+        processes(program).run(lambda: False)
+
+
+def test_nothing_is_left_when_looking_fails(processes: Processes) -> None:
+    child = processes(IGNORES)
+
+    def fail() -> bool:
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        child.run(fail)
+    assert child.child.poll() is not None
