@@ -16,12 +16,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 PRELOADED = [
     "franca.train.command",
     "franca.eval.command",
     "franca.eval.registry",
+    "franca.eval.figures.gallery",
     "rasa.run",
     "torch.distributed.fsdp",
     "torch.distributed.run",
@@ -43,7 +45,10 @@ class Command:
         sys.argv = [self.module, *self.arguments]
         if self.module.endswith(".py"):
             sys.path.insert(0, str(Path(self.module).resolve().parent))
-            runpy.run_path(self.module, run_name="__main__")
+            main = ModuleType("__main__")  # not by runpy, whose modules multiprocessing doesn't find again
+            main.__file__ = str(Path(self.module).absolute())
+            sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+            exec(compile(Path(main.__file__).read_bytes(), main.__file__, "exec"), vars(main))
         else:
             sys.path.insert(0, os.getcwd())
             runpy.run_module(self.module, run_name="__main__", alter_sys=True)

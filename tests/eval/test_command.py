@@ -14,7 +14,8 @@ from franca.eval.command import parse_slices
 from franca.eval.errors import EvalError
 from franca.eval.registry import PROTOCOLS
 from franca.hub import save_teacher
-from tests.warm import Command, captured
+from tests.distributed.ranks import command_on_ranks
+from tests.warm import Command
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("circle", "square", "star")
@@ -102,11 +103,10 @@ def test_how_it_is_computed_changes_no_score(knn: list[str], options: list[str],
 
 @pytest.mark.slow
 def test_two_processes_give_the_scores_of_one(knn: list[str], tmp_path: Path) -> None:
-    launcher = ["--standalone", "--nproc-per-node", "2", "-m", "franca.eval"]
     options = ["--store", "fp32", "--device", "cpu", "--output", str(tmp_path / "two")]
-    done = captured(Command("torch.distributed.run", [*launcher, *knn, *options]), folder=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("metric ") == 1, "rank 0 alone speaks"
+    log = tmp_path / "log.txt"
+    assert command_on_ranks(2, Command("franca.eval", [*knn, *options]), ROOT, log) == [0, 0], log.read_text()
+    assert log.read_text().count("metric ") == 1, "rank 0 alone speaks"
     assert main([*knn, "--store", "fp32"]) == 0
     assert scores_in(tmp_path / "two") == scores_in(tmp_path / "results")
 
