@@ -99,11 +99,13 @@ def start(
 
 
 def wait(process: BaseProcess, timeout: float = TIMEOUT) -> int:
-    """Its exit status; it is killed after so many seconds."""
-    process.join(timeout)
-    if process.is_alive():
-        process.kill()
-        process.join(ENDED)
+    """Its exit status; it is killed after so many seconds, or when the test is ended meanwhile."""
+    try:
+        process.join(timeout)
+    finally:
+        if process.is_alive():
+            process.kill()
+            process.join(ENDED)
     assert process.exitcode is not None, f"process {process.pid} can't be killed"
     return process.exitcode
 
