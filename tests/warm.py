@@ -127,7 +127,7 @@ def captured(
         printed = {name: Path(place) / name for name in ("stdout", "stderr")}
         status = wait(start(work, *arguments, folder=folder, environment=environment, **printed), timeout)
         said = {name: file.read_text() if file.exists() else "" for name, file in printed.items()}
-    return subprocess.CompletedProcess(work, status, **said)  # type: ignore[arg-type]
+    return subprocess.CompletedProcess(work, status, **said)
 
 
 def _enter(
