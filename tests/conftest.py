@@ -11,7 +11,8 @@ from PIL import Image
 
 FOLDERS = ("FRANCA_PARITY", "FRANCA_DATA")
 CLUSTER = "FRANCA_SLURM"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
+LIMIT = 600  # seconds for one test, whatever it waits for
 # Resolved once, at the start: a test may change the working directory.
 _PATHS = {name: Path(os.environ[name]).resolve() for name in (*FOLDERS, CLUSTER) if os.environ.get(name)}
 
@@ -28,16 +29,24 @@ def _folder(name: str) -> Path:
     return _PATHS[name]
 
 
+def _give_up(*_: object) -> None:
+    pytest.fail(f"this test takes more than {LIMIT} seconds")
+
+
 @pytest.fixture(autouse=True)
 def process_is_restored() -> Iterator[None]:
     """What a test sets in this process (a job's RANK, a signal's handler) must not reach the tests after it.
 
-    SIGINT interrupts as in a terminal, also where a shell runs the tests in the background and has it ignored.
+    SIGINT interrupts as in a terminal, also where a shell runs the tests in the background and has it ignored. A test
+    that waits for what never comes is ended.
     """
     before = dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGALRM, _give_up)
+    signal.alarm(LIMIT)
     yield
+    signal.alarm(0)
     for number, handler in handlers.items():
         signal.signal(number, handler)
     for name in os.environ.keys() - before.keys():

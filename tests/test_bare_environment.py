@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -107,6 +108,7 @@ def test_everything_loads_from_a_clone_with_torch_alone(bare, clone, tmp_path) -
     assert not loaded & ({"numpy", "PIL", "torchvision", "omegaconf", "rich"} - needed_by_torch())
 
 
+@cache
 def needed_by_torch() -> set[str]:
     """Top-level modules and packages of torch and its requirements."""
     return {entry.split(".")[0] for entry in top_levels(closure("torch"))}

@@ -1,43 +1,26 @@
 """The collectives: one process, and two real ones that talk through gloo."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from franca.distributed import logsumexp_over_ranks, rank, total_over_ranks, world_size
 from franca.objective import sinkhorn_assignments
 from franca.objective.assignments import Scores
 from franca.objective.sinkhorn import balance
+from tests.distributed.ranks import on_ranks
 
 HEADS = ("dino", "ibot")
 INF = float("inf")
 LOCAL = ([-INF, 0.0, -INF, 25000.0, -25000.0], [-INF, 0.0, 3.0, 25001.0, -25000.0])  # one row per rank
 
 
-def _enter(number: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """Body of each process: joins the group, leaves the result of `work` in the folder."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
-    try:
-        torch.save(work(number, *arguments), f"{folder}/{number}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-def on_two_ranks(folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """`work(rank, *arguments)` in two processes; what each returned."""
-    mp.spawn(_enter, (str(folder), work, arguments), nprocs=2)
-    return [torch.load(folder / f"{number}.pt") for number in range(2)]
-
-
-def reduce_own_row(number: int) -> dict[str, Any]:
-    reduced = logsumexp_over_ranks(torch.tensor(LOCAL[number]))
+def reduce_own_row() -> dict[str, Any]:
+    reduced = logsumexp_over_ranks(torch.tensor(LOCAL[rank()]))
     return {"rank": rank(), "world_size": world_size(), "reduced": reduced}
 
 
@@ -46,8 +29,9 @@ def read_levels(path: Path, prefix: str) -> list[Tensor]:
         return [torch.from_numpy(file[f"two_rank/{prefix}/{level}"]) for level in range(len(file["prototypes"]))]
 
 
-def solve_own_rows(number: int, path: Path, temperature: float, emptied: str) -> dict[str, list[Tensor]]:
+def solve_own_rows(path: Path, temperature: float, emptied: str) -> dict[str, list[Tensor]]:
     """Sinkhorn of all levels of both heads together; on rank 1 the rows of the `emptied` head are all padding."""
+    number = rank()
     heads = {head: read_levels(path, f"{head}/in/rank{number}") for head in HEADS}
     scores = [
         Scores.of_logits(logits, torch.full((len(logits),), not (number == 1 and head == emptied)))
@@ -67,7 +51,7 @@ def test_alone_everything_is_the_identity():
 
 @pytest.mark.slow
 def test_log_sum_exp_of_two_ranks(tmp_path):
-    results = on_two_ranks(tmp_path, reduce_own_row)
+    results = on_ranks(2, tmp_path, reduce_own_row)
     expected = torch.tensor(LOCAL).logsumexp(dim=0)
     for number, result in enumerate(results):
         assert (result["rank"], result["world_size"]) == (number, 2)
@@ -83,7 +67,7 @@ def temperature(parity_dir: Path) -> float:
 @pytest.mark.slow
 def test_sinkhorn_of_two_ranks_is_the_reference(tmp_path, parity_dir, temperature):
     path = parity_dir / "losses.npz"
-    for number, result in enumerate(on_two_ranks(tmp_path, solve_own_rows, path, temperature, "")):
+    for number, result in enumerate(on_ranks(2, tmp_path, solve_own_rows, path, temperature, "")):
         for head in HEADS:
             for ours, reference in zip(result[head], read_levels(path, f"{head}/out/rank{number}"), strict=True):
                 torch.testing.assert_close(ours, reference, atol=2e-6, rtol=0)
@@ -92,7 +76,7 @@ def test_sinkhorn_of_two_ranks_is_the_reference(tmp_path, parity_dir, temperatur
 @pytest.mark.slow
 def test_a_rank_without_masked_patches_leaves_those_of_the_other_alone(tmp_path, parity_dir, temperature):
     path = parity_dir / "losses.npz"
-    first, second = on_two_ranks(tmp_path, solve_own_rows, path, temperature, "ibot")
+    first, second = on_ranks(2, tmp_path, solve_own_rows, path, temperature, "ibot")
     for ours, nothing, logits in zip(first["ibot"], second["ibot"], read_levels(path, "ibot/in/rank0"), strict=True):
         torch.testing.assert_close(ours, sinkhorn_assignments(logits, temperature), atol=2e-6, rtol=0)
         assert (nothing == 0).all()

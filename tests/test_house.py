@@ -222,3 +222,13 @@ def test_summary_counts_what_was_skipped(processes: int, tmp_path: Path) -> None
     assert "2 tests skipped because FRANCA_PARITY is not set" in done.stdout
     assert "0 tests skipped because FRANCA_DATA is not set" in done.stdout
     assert re.search(r"1 passed, 2 skipped", done.stdout.splitlines()[-1])
+
+
+def test_a_test_that_waits_for_ever_is_ended(tmp_path: Path) -> None:
+    conftest = (ROOT / "tests" / "conftest.py").read_text()
+    (tmp_path / "conftest.py").write_text(re.sub(r"^LIMIT = \d+", "LIMIT = 1", conftest, flags=re.MULTILINE))
+    (tmp_path / "test_some.py").write_text("import subprocess\n\ndef test_one(): subprocess.run(['sleep', '60'])\n")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir=."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1
+    assert "Failed: this test takes more than 1 seconds" in done.stdout

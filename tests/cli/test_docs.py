@@ -2,8 +2,8 @@
 
 Each ```bash block of the documents is run line by line in a working folder of its own that looks like a clone (the
 project's files are links, so what a command writes stays in the temporary folder); the project's own commands run in
-processes that have imported torch already (warm.py). COMMANDS says how each line runs there; a line that it doesn't
-hold fails `test_every_command_is_registered`. To document a command, add it:
+processes that have imported torch already (tests/warm.py). COMMANDS says how each line runs there; a line that it
+doesn't hold fails `test_every_command_is_registered`. To document a command, add it:
 
 - `Run()`: exactly as written. `Run("steps=2 data.batch_size=4")`: with these arguments appended, to make it short.
 - `Run(instead="make -n test")`: another command in its place. For what installs, takes minutes or would run these very
@@ -34,7 +34,7 @@ from franca.data.loader import DataConfig
 from franca.data.mixture import SLOTS
 from franca.data.sources.listing import KEPT_FROM
 from franca.train.build import OPERATIONAL
-from tests.cli import warm
+from tests import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = (
@@ -543,7 +543,9 @@ def test_the_console_script_is_installed() -> None:
     [
         ("{bin}/franca eval knn size=28 'ks=[1, 3]'", [("franca", ["eval", "knn", "size=28", "ks=[1, 3]"])]),
         ("{bin}/python -m rasa.train a=b && {bin}/franca info c", [("rasa.train", ["a=b"]), ("franca", ["info", "c"])]),
-        ("{bin}/python scripts/quickstart.py", None),
+        ("{bin}/python scripts/quickstart.py", [("scripts/quickstart.py", [])]),
+        ("{bin}/torchrun -m franca.eval knn", [("torch.distributed.run", ["-m", "franca.eval", "knn"])]),
+        ("{bin}/python other/quickstart.py", None),
         ("{bin}/python -m pytest tests", None),
         ("{bin}/franca info *.pth", None),
         ("{bin}/franca info a > b", None),

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +20,9 @@ from rasa import rasa_matrix
 from rasa.backbones import BackboneConfig
 from rasa.run_folder import RunFolder
 from rasa.train import main
+from tests.warm import Command, captured
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "rasa.train"]
 
 TINY = """\
 device: cpu
@@ -66,9 +65,10 @@ def about(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "rasa.json").read_text())
 
 
-@pytest.mark.parametrize("command", [COMMAND, [sys.executable, "-m", "franca", "rasa"]])
-def test_help_is_a_page_to_work_from(command: list[str]) -> None:
-    done = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
+@pytest.mark.parametrize("command", [Command("rasa.train", ["--help"]), Command("franca", ["rasa", "--help"])])
+def test_help_is_a_page_to_work_from(command: Command) -> None:
+    done = captured(command, folder=ROOT)
+    assert done.returncode == 0, done.stderr
     shown = re.findall(r"--config (\S+\.yaml)", done.stdout)
     assert shown
     for file in shown:
@@ -81,8 +81,8 @@ def test_help_is_a_page_to_work_from(command: list[str]) -> None:
 @pytest.mark.parametrize("solver", ["closed_form", "gradient"])
 def test_a_process_of_its_own_from_images_to_the_page(solver: str, place: Path) -> None:
     arguments = [f"output={place / 'run'}", f"solver={solver}", "rounds=8", "evidence.crops=80", "evidence.pictures=2"]
-    command = [*COMMAND, "--config", str(place / "tiny.yaml"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    done = captured(Command("rasa.train", ["--config", str(place / "tiny.yaml"), *arguments]), folder=ROOT)
+    assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
     page = place / "run" / "report" / "index.html"
     assert said == [str(place / "run" / name) for name in ("rasa.pth", "rasa.json", "folded.pth")] + [str(page)]

@@ -22,6 +22,7 @@ from franca.train.config import load_config
 from franca.train.quantities import loss_values
 from franca.train.trainer import Trainer
 from tests.tiny import write_tiny
+from tests.warm import Command, start, wait
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "franca.train"]
@@ -161,7 +162,8 @@ def test_bad_input_is_one_line_and_exit_status_2(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)  # and whatever is put there goes with the test
+    monkeypatch.setitem(sys.modules, "wandb", None)  # so that whatever a preparation leaves there goes with the test
+    monkeypatch.delitem(sys.modules, "wandb")
     prepare(place)
     assert run(*(argument.format(place=place) for argument in arguments)) == 2
     said = capsys.readouterr().err
@@ -234,15 +236,17 @@ def test_a_signal_ends_the_command_with_its_status_and_a_way_on(
     number: signal.Signals, status: int, place: Path
 ) -> None:
     """A process of its own, signalled by another, as a scheduler or a person does it."""
-    command = [*COMMAND, "--config", str(place / "tiny.yaml"), "steps=100000", "checkpoint.every=100000"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    command = Command("franca.train", ["--config", str(place / "tiny.yaml"), "steps=100000", "checkpoint.every=100000"])
+    log = place / "stderr.txt"
+    process = start(command, folder=ROOT, stdout=place / "stdout.txt", stderr=log)
     metrics = place / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not read_metrics(metrics) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == status
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    assert wait(process, timeout=60) == status, log.read_text()
+    said = log.read_text()
     found = re.search(rf"stopped at step (\d+) by {number.name}; the same command continues", said)
     assert found, said
     assert "Traceback" not in said

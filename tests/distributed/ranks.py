@@ -1,8 +1,8 @@
 """Real processes that form a group, and one global batch dealt to any number of them."""
 
-import multiprocessing
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,44 @@ from franca.data.loader import DataConfig
 from franca.data.masking import MaskConfig
 from franca.data.skip_log import SkipLog
 from franca.distributed import process_group, rank, world_size
+from tests import warm
 
 IMAGES, PATCH, GLOBAL, LOCAL = 8, 14, 56, 28  # images of a global micro-batch; sides in pixels
 MASKS = MaskConfig(probability=0.5)
+PATIENCE = 500.0  # seconds for whatever several processes do together
 
 
 def on_ranks(number: int, folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """``work(*arguments)`` in ``number`` processes of one group; what each returned, in rank order."""
-    # One server imports everything once; processes are forked from it, which is quicker than starting each anew.
-    multiprocessing.set_forkserver_preload(["franca.train.command", "torch.distributed.fsdp"])
+    warm.preload()  # processes are forked from one server that has imported everything
     folder.mkdir(parents=True, exist_ok=True)
-    mp.start_processes(
-        _enter, (number, free_port(), str(folder), work, arguments), nprocs=number, start_method="forkserver"
-    )
+    given = (number, free_port(), str(folder), work, arguments)
+    started = mp.start_processes(_enter, given, nprocs=number, join=False, start_method="forkserver")
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while not started.join(max(deadline - time.monotonic(), 0.0)):
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"{work.__name__} on {number} processes has not ended in {PATIENCE:.0f} seconds")
+    finally:  # none is left behind, also where the test is ended meanwhile
+        for process in started.processes:
+            process.kill()
     return [torch.load(folder / f"rank{place}.pt", weights_only=True) for place in range(number)]
+
+
+def command_on_ranks(number: int, command: warm.Command, folder: Path, log: Path) -> list[int]:
+    """The command in ``number`` processes that are told of each other as torchrun does it; their exit statuses."""
+    port = free_port()
+    started = [
+        warm.start(
+            command, folder=folder, environment=os.environ | launched(place, number, port), stdout=log, stderr=log
+        )
+        for place in range(number)
+    ]
+    try:
+        return [warm.wait(process) for process in started]
+    finally:
+        for process in started:
+            process.kill()
 
 
 def _enter(

@@ -1,8 +1,6 @@
 """`torchrun … -m franca.train`: real images, real launcher; two processes equal one that accumulates two batches."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ from franca.metrics import read_metrics
 from franca.train.__main__ import main
 from franca.train.rank_log import log_file
 from tests.distributed.small_run import SMALL
+from tests.warm import Command, captured
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
@@ -26,13 +25,9 @@ def arguments(images: Path) -> list[str]:
 @pytest.mark.slow
 def test_two_processes_equal_one_that_accumulates(arguments: list[str], tmp_path: Path) -> None:
     arguments += ["evaluation.image_size=56", "evaluation.ks=[3]"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, "-m", "franca.train", *arguments, f"output={tmp_path / 'two'}"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=300,
+    launcher = ["--standalone", "--nproc-per-node", "2", "-m", "franca.train"]
+    done = captured(
+        Command("torch.distributed.run", [*launcher, *arguments, f"output={tmp_path / 'two'}"]), folder=ROOT
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "on 2 × cpu (shard)" in done.stdout

@@ -1,7 +1,6 @@
 """Backbones by what users call them, from files and folders of this machine alone."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from franca.hub.convert import convert
 from franca.models import RASAHead, VisionTransformer
 from rasa import fold
 from tests.small_networks import build_network
+from tests.warm import captured
 
 HALF = [0.5, 0.5, 0.5]
 CLOSE: dict[str, Any] = {"rtol": 0, "atol": 2e-5}
@@ -57,6 +57,10 @@ def head(tmp_path: Path) -> tuple[RASAHead, Path]:
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(2, 3, 42, 56, generator=torch.Generator().manual_seed(0))
+
+
+def print_hash(file: Path) -> None:
+    print(load_backbone(str(file)).hash)
 
 
 def assert_same(found: list[Tokens], wanted: list[Tokens], **tolerance: Any) -> None:
@@ -292,9 +296,8 @@ class TestHash:
     def test_neither_path_nor_process_matters(self, teacher: Path, tmp_path: Path) -> None:
         copied = tmp_path / "copied.pth"
         copied.write_bytes(teacher.read_bytes())
-        program = f"from franca.eval.backbones import load_backbone; print(load_backbone({str(copied)!r}).hash)"
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == load_backbone(str(teacher)).hash
+        done = captured(print_hash, copied, folder=tmp_path)
+        assert done.stdout.strip() == load_backbone(str(teacher)).hash, done.stderr
 
     def test_what_a_file_of_transformers_lacks_is_drawn_the_same_each_time(self, tmp_path: Path) -> None:
         import transformers

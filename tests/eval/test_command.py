@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,6 +14,8 @@ from franca.eval.command import parse_slices
 from franca.eval.errors import EvalError
 from franca.eval.registry import PROTOCOLS
 from franca.hub import save_teacher
+from tests.distributed.ranks import command_on_ranks
+from tests.warm import Command
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("circle", "square", "star")
@@ -103,16 +103,10 @@ def test_how_it_is_computed_changes_no_score(knn: list[str], options: list[str],
 
 @pytest.mark.slow
 def test_two_processes_give_the_scores_of_one(knn: list[str], tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, "-m", "franca.eval", *knn, "--store", "fp32", "--device", "cpu", "--output", str(tmp_path / "two")],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("metric ") == 1, "rank 0 alone speaks"
+    options = ["--store", "fp32", "--device", "cpu", "--output", str(tmp_path / "two")]
+    log = tmp_path / "log.txt"
+    assert command_on_ranks(2, Command("franca.eval", [*knn, *options]), ROOT, log) == [0, 0], log.read_text()
+    assert log.read_text().count("metric ") == 1, "rank 0 alone speaks"
     assert main([*knn, "--store", "fp32"]) == 0
     assert scores_in(tmp_path / "two") == scores_in(tmp_path / "results")
 

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import multiprocessing
 import random
 import sys
 import threading
@@ -12,6 +11,7 @@ import pytest
 
 from franca.hub import download as downloads
 from franca.hub.download import DownloadError, download, locked
+from tests import warm
 
 CONTENT = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -140,14 +140,12 @@ def _fetch_in_process(address: str, target: Path) -> None:
     download(f"{address}/weights.pth", target, SHA256)
 
 
-def test_several_processes_fetch_once(served, target) -> None:
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_fetch_in_process, args=(served.address, target)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+def test_several_processes_fetch_once(served, target, tmp_path) -> None:
+    log = tmp_path / "log.txt"
+    processes = [
+        warm.start(_fetch_in_process, served.address, target, folder=tmp_path, stdout=log, stderr=log) for _ in range(2)
+    ]
+    assert [warm.wait(process) for process in processes] == [0, 0], log.read_text()
     assert target.read_bytes() == CONTENT
     assert alone(target)
     assert len(served.requests) == 1

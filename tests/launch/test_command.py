@@ -1,6 +1,5 @@
 """`python -m franca.launch`: what a person sees before anything runs."""
 
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import torch
 
 from franca.launch.__main__ import main
 from franca.train.config import load_config
+from tests.warm import Command, captured
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ["--nodes", "4", "--gpus-per-node", "8", "--partition", "gpu", "--time", "20:00:00"]
@@ -112,10 +112,13 @@ def test_bad_input_is_one_line_and_exit_status_2(
     assert not (tmp_path / "run").exists()
 
 
+def launch_without_submitit(*arguments: str) -> None:
+    sys.modules["submitit"] = None  # type: ignore[assignment]
+    sys.exit(main([*arguments]))
+
+
 def test_a_missing_submitit_is_named_with_its_cure(tiny: Path) -> None:
-    program = "import sys; sys.modules['submitit'] = None; from franca.launch.__main__ import main; sys.exit(main())"
-    command = [sys.executable, "-c", program, "--time", "60", "--config", str(tiny)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = captured(launch_without_submitit, "--time", "60", "--config", str(tiny), folder=ROOT)
     assert done.returncode == 2
     assert "pip install 'franca[slurm]'" in done.stderr
     assert "Traceback" not in done.stderr
@@ -169,9 +172,7 @@ def test_the_folder_of_another_run_is_refused_before_anything_is_submitted(
     assert "optimizer.lr: there" in capsys.readouterr().err
 
 
-def test_console_command(tiny: Path) -> None:
-    command = [sys.executable, "-m", "franca", "launch", "--local", "--dry-run", "--config", str(tiny)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+def test_console_command(tiny: Path, tmp_path: Path) -> None:
+    done = captured(Command("franca", ["launch", "--local", "--dry-run", "--config", str(tiny)]), folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "processes: 1 on this machine; 2 images a step" in done.stderr

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -19,6 +18,7 @@ from franca.train.config import TrainConfig
 from franca.train.logger import LogConfig, MetricsFile, RunLogger
 from franca.train.trackers import MissingTracker, TrackerRefused
 from franca.train.trainer import Trainer
+from tests.warm import Command, captured
 
 ROOT = Path(__file__).resolve().parents[2]
 LINE = {"step": 10, "loss": 1.25, "images_per_second": 31.9, "data_wait": 0.257, "tflops": 0.1234, "memory_gb": 1.876}
@@ -153,13 +153,7 @@ def test_tensorboard_shows_the_steps_after_a_return_once(tmp_path: Path) -> None
 def test_wandb_gets_the_steps_after_a_return_too(tmp_path: Path) -> None:
     """wandb itself, without network: it would drop lines whose step is behind its own."""
     pytest.importorskip("wandb")
-    done = subprocess.run(
-        [sys.executable, "-c", RETURNING, str(tmp_path)],
-        env=os.environ | {"WANDB_MODE": "offline"},
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    done = captured(return_with_wandb, tmp_path, folder=ROOT, environment=os.environ | {"WANDB_MODE": "offline"})
     assert done.returncode == 0, done.stderr
     (recorded,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     content = recorded.read_bytes()
@@ -167,14 +161,9 @@ def test_wandb_gets_the_steps_after_a_return_too(tmp_path: Path) -> None:
     assert "must be monotonically" not in done.stderr + done.stdout
 
 
-RETURNING = """
-import sys
-from pathlib import Path
-from franca.train.logger import LogConfig, RunLogger
-from tests.train.test_logger import write_with_a_return
-with RunLogger(Path(sys.argv[1]), LogConfig(wandb_project="mine"), steps=9, resumed_at=0, described={}) as log:
-    write_with_a_return(log, (1.5, 2.5, 3.5, 4.5, 30.25, 40.25))
-"""
+def return_with_wandb(folder: Path) -> None:
+    with RunLogger(folder, LogConfig(wandb_project="mine"), steps=9, resumed_at=0, described={}) as log:
+        write_with_a_return(log, (1.5, 2.5, 3.5, 4.5, 30.25, 40.25))
 
 
 def write_with_a_return(log: RunLogger, losses: Sequence[float] = (1.0, 2.0, 3.0, 4.0, 30.0, 40.0)) -> None:
@@ -207,10 +196,8 @@ def test_a_missing_tracker_is_named_with_its_extra(
 def offline_run(*arguments: str) -> str:
     """A training command as a user without login starts it; what it printed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    command = [sys.executable, "-m", "franca.train", "log.wandb_project=mine", *arguments]
-    done = subprocess.run(
-        command, env=environment | {"WANDB_MODE": "offline"}, capture_output=True, text=True, cwd=ROOT
-    )
+    command = Command("franca.train", ["log.wandb_project=mine", *arguments])
+    done = captured(command, folder=ROOT, environment=environment | {"WANDB_MODE": "offline"})
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 

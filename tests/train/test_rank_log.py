@@ -1,11 +1,10 @@
 """A process's log file: what it says, what it warns of, and why it ended."""
 
+import ctypes
 import faulthandler
 import io
 import logging
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,6 +17,7 @@ from franca.train.__main__ import main
 from franca.train.rank_log import SAID, RankLog, log_file
 from franca.train.stopping import Interrupted
 from franca.train.trainer import Trainer
+from tests.warm import captured
 
 
 def test_a_run_and_its_continuation_are_told_in_one_file(train: Callable[..., Trainer], tmp_path: Path) -> None:
@@ -92,17 +92,15 @@ def test_a_full_disk_costs_words_and_nothing_else(
     assert "INFO kept" in text
 
 
+def crashing(folder: Path) -> None:
+    with RankLog() as log:
+        log.open(folder)
+        ctypes.string_at(0)
+
+
 def test_a_crash_of_the_interpreter_leaves_its_stacks(tmp_path: Path) -> None:
     """In a process of its own, which the crash ends."""
-    program = (
-        "import ctypes, sys; from pathlib import Path; from franca.train.rank_log import RankLog\n"
-        "def crashing():\n"
-        "    with RankLog() as log:\n"
-        "        log.open(Path(sys.argv[1]))\n"
-        "        ctypes.string_at(0)\n"
-        "crashing()"
-    )
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True)
+    done = captured(crashing, tmp_path, folder=tmp_path)
     assert done.returncode < 0
     text = log_file(tmp_path, 0).read_text()
     assert "Fatal Python error: Segmentation fault" in text
@@ -162,18 +160,20 @@ def test_an_early_error_of_a_run_without_folder_is_shown_with_its_rank(
     assert shown.count("\n") == 1, "a single process shows its errors itself"
 
 
+def speaking(folder: Path) -> None:
+    speaker = logging.getLogger("franca.data")
+    with RankLog() as log:
+        log.open(folder)
+        speaker.info("quiet")
+        speaker.warning("loud")
+    speaker.info("later")
+    speaker.warning("at last")
+
+
 def test_outside_the_command_line_records_reach_the_file_and_warnings_the_terminal(tmp_path: Path) -> None:
     """In a process that has set up no logging."""
-    program = (
-        "import logging, sys; from pathlib import Path; from franca.train.rank_log import RankLog\n"
-        "speaker = logging.getLogger('franca.data')\n"
-        "with RankLog() as log:\n"
-        "    log.open(Path(sys.argv[1]))\n"
-        "    speaker.info('quiet')\n"
-        "    speaker.warning('loud')\n"
-        "speaker.info('later')\nspeaker.warning('at last')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    done = captured(speaking, tmp_path, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines() == ["loud", "at last"]
     text = log_file(tmp_path, 0).read_text()
     assert "INFO quiet" in text

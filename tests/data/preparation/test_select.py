@@ -18,6 +18,7 @@ from franca.data.preparation.errors import PreparationError
 from franca.data.preparation.rules import REASONS, SelectionConfig
 from franca.data.preparation.select import select
 from franca.data.preparation.work_folder import WorkFolder
+from tests import warm
 from tests.data.preparation.conftest import GOOD, listed, urls, write_rows
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -348,13 +349,12 @@ def test_a_query_that_runs_for_hours_can_be_stopped(tmp_path: Path) -> None:
 def test_a_killed_selection_goes_on_to_the_same_list(several: Path, tmp_path: Path) -> None:
     """SIGKILL of a process of its own, at whatever moment it is after its first part."""
     select([several], tmp_path / "whole")
-    program = "import sys; from franca.data.preparation.select import select; select([sys.argv[1]], sys.argv[2])"
-    command = [sys.executable, "-c", program, str(several), str(tmp_path / "cut")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list((tmp_path / "cut").glob("parts/filter/[0-9]*")):
+    log = tmp_path / "log.txt"
+    process = warm.start(select, [str(several)], str(tmp_path / "cut"), folder=tmp_path, stdout=log, stderr=log)
+    while process.is_alive() and not list((tmp_path / "cut").glob("parts/filter/[0-9]*")):
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    assert warm.wait(process) == -signal.SIGKILL, log.read_text()
     select([several], tmp_path / "cut")
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 

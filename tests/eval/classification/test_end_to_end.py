@@ -1,9 +1,6 @@
 """The classification protocols from images to results.json, on classes that a mean colour tells apart."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,8 @@ from franca.eval.datasets.imagenet import wnids
 from franca.eval.protocols import progress_file
 from franca.eval.protocols.linear_grid import HeadGrid
 from franca.eval.protocols.linear_head import load_head
+from tests import warm
+from tests.distributed.ranks import command_on_ranks
 
 COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
 SHORT = {
@@ -165,10 +164,7 @@ def test_class_token_and_patches_may_differ_in_width(protocol, options, colours,
 @pytest.mark.parametrize(("protocol", "options"), [("knn", SHORT["knn"]), ("linear", AUGMENTED)])
 def test_two_processes_find_what_one_finds(protocol, options, colours, tmp_path) -> None:
     assert main(arguments(protocol, colours, tmp_path / "one", *options)) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, "-m", "franca.eval", *arguments(protocol, colours, tmp_path / "two", *options)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
+    command = warm.Command("franca.eval", arguments(protocol, colours, tmp_path / "two", *options))
+    log = tmp_path / "log.txt"
+    assert command_on_ranks(2, command, tmp_path, log) == [0, 0], log.read_text()
     assert scores(tmp_path / "two") == scores(tmp_path / "one")
