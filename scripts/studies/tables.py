@@ -16,11 +16,10 @@ NOT_RUN, NOT_ASKED = "not run", ""
 def page(study: StudyConfig, results: StudyResults) -> str:
     """The table of scores, that of differences, and where they were taken."""
     parts = [scores_table(study, results)]
-    if any(rung.against for rung in study.rungs.values()):
-        parts += [
-            "Differences, seed by seed; bold where their 95 % interval leaves out 0:",
-            differences_table(study, results),
-        ]
+    rows = differences(study, results)
+    if rows:
+        head = ["", *(_with_slice(column) for column in study.columns.values())]
+        parts += ["Differences, seed by seed; bold where their 95 % interval leaves out 0:", markdown(head, rows)]
     return "\n\n".join([*parts, provenance(results)])
 
 
@@ -38,14 +37,15 @@ def scores_table(study: StudyConfig, results: StudyResults) -> str:
     return markdown(head, rows)
 
 
-def differences_table(study: StudyConfig, results: StudyResults) -> str:
-    """A row for each rung that is compared with another."""
+def differences(study: StudyConfig, results: StudyResults) -> list[list[str]]:
+    """A row for each rung that is compared with another, as far as both have a number."""
     rows = []
     for name, rung in study.rungs.items():
         if rung.against:
             cells = [_difference(results, name, rung.against, key, column) for key, column in study.columns.items()]
-            rows.append([f"{rung.label or name} against {study.rungs[rung.against].label or rung.against}", *cells])
-    return markdown(["", *(_with_slice(column) for column in study.columns.values())], rows)
+            label = f"{rung.label or name} against {study.rungs[rung.against].label or rung.against}"
+            rows += [[label, *cells]] if any(cells) else []
+    return rows
 
 
 def _with_slice(column: ColumnConfig) -> str:
