@@ -5,16 +5,19 @@
 
 STUDY is a YAML file such as configs/studies/ladder_cpu.yaml. Every training, RASA run and score is a process of its
 own with its own folder below FOLDER. What is finished there is not run again, and what was stopped, by --minutes,
-Ctrl-C or a kill, goes on: the same command in stretches of any length comes to the same end. Numbers that are not there
-yet read "not run". FOLDER/results.json holds all numbers, seed by seed, report.md the tables, report.png the picture.
---results FILE takes them from one machine to the next: what FILE has of the same tasks is not run again, and it and the
-picture beside it are renewed.
+Ctrl-C or SIGTERM, goes on: the same command in stretches of any length comes to the same end, with status 3 while there
+is more to do. Numbers that are not there yet read "not run". FOLDER has all numbers, seed by seed (STUDY.json), the
+tables (.md) and a picture (.png). --results FILE takes the numbers from one machine to the next: what FILE has of the
+same tasks is not run again, and it and the picture beside it are renewed; what it has of other seeds, or of other
+versions of the study, stays in it.
 """
 
 import argparse
+import hashlib
+import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from franca.config import ConfigError
@@ -77,22 +80,29 @@ def listing(tasks: Sequence[Task]) -> str:
     return "\n".join(f"{task.name}{' (finished)' if task.finished else ''}\n  {task.line()}" for task in tasks)
 
 
-def report(options: argparse.Namespace, study: StudyConfig, results: StudyResults) -> None:
-    """Write and print all that is there."""
-    text, name = page(study, results), options.study.stem
-    results.write(options.folder / "results.json")
-    replace_text(options.folder / "report.md", f"# {study.title}\n\n{text}\n")
-    pictures = [options.folder / "report.png"]
-    if options.results:
-        results.write(options.results)
-        pictures.append(options.results.with_suffix(".png"))
+def fingerprints(data: Mapping[str, Path]) -> dict[str, str]:
+    """Of each folder, how many files it has, and a hash of their names and sizes."""
+    told = {}
+    for name, folder in data.items():
+        files = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*.*"))
+        told[name] = f"{len(files)} files, {hashlib.sha256(json.dumps(files).encode()).hexdigest()[:8]}"
+    return told
+
+
+def report(options: argparse.Namespace, study: StudyConfig, tasks: Sequence[Task], results: StudyResults) -> None:
+    """Write and print all that is there; what the tables don't show is kept in the files all the same."""
+    name, current = options.study.stem, results.of(tasks)
+    text = page(study, current)
+    files = [options.folder / f"{name}.json", *([options.results] if options.results else [])]
+    for file in files:
+        results.write(file)
+        if can_draw():
+            from studies.pictures import draw
+
+            draw(file.with_suffix(".png"), study, current)
+    replace_text(options.folder / f"{name}.md", f"# {study.title}\n\n{text}\n")
     if options.page:
         put_into(options.page, name, text)
-    if can_draw():
-        from studies.pictures import draw
-
-        for path in pictures:
-            draw(path, study, results)
     print(text)
 
 
@@ -103,8 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
     sleep_while_waiting()
     options.folder = options.folder.resolve()
     try:
+        data = folders(options.data)
         study = read_study(options.study, options.overrides)
-        tasks = plan(study, options.folder, folders(options.data))
+        tasks = plan(study, options.folder, data)
         recorded = read(options.results) if options.results and options.results.exists() else StudyResults()
         wanted = missing(tasks, chosen(tasks, options.only, options.seeds, study), recorded)
         if options.dry_run:
@@ -112,10 +123,10 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         options.folder.mkdir(parents=True, exist_ok=True)
         device = choose_device("auto")
+        place = facts(device, choose_precision("auto", device)) | fingerprints(data)
         with held(options.folder):
-            runner = Runner(wanted, options.jobs, 60 * options.minutes, facts(device, choose_precision("auto", device)))
-            status = runner.run()
-            report(options, study, gather(study, tasks, recorded))
+            status = Runner(wanted, options.jobs, 60 * options.minutes, place).run()
+            report(options, study, tasks, gather(study, tasks, recorded))
         return status
     except (ConfigError, EvalError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -20,7 +20,7 @@ def draw(path: Path, study: StudyConfig, results: StudyResults) -> bool:
     curves = [curve for curve in study.curves if any(_lines(curve, results))]
     if not columns:
         return False
-    rungs = [name for name in study.rungs if any(results.values.get(name, {}).values())]
+    rungs = [name for name in study.rungs if any(results.by_slice(name, key) for key in columns)]
     count = len(columns) + len(curves)
     down = -(-count // ABREAST)
     with figure(path, 3.9 * min(count, ABREAST) + 1.6, 0.7 + down * (1.3 + 0.27 * max(len(rungs), 5))) as drawn:
@@ -35,7 +35,7 @@ def draw(path: Path, study: StudyConfig, results: StudyResults) -> bool:
     return True
 
 
-def _shown(study: StudyConfig, results: StudyResults, key: str) -> Iterator[dict[str, float]]:
+def _shown(study: StudyConfig, results: StudyResults, key: str) -> Iterator[dict[int, float]]:
     return (results.shown(name, key, study.columns[key]) for name in study.rungs)
 
 
@@ -65,11 +65,11 @@ def _by_rung(
     axis.margins(x=0.12)
 
 
-def _lines(curve: CurveConfig, results: StudyResults) -> Iterator[tuple[str, dict[str, dict[str, float]]]]:
+def _lines(curve: CurveConfig, results: StudyResults) -> Iterator[tuple[str, dict[str, dict[int, float]]]]:
     """Rung and what it has, slice -> seed -> value, where there are two slices or more."""
     for name in curve.rungs:
-        by_slice: dict[str, dict[str, float]] = {}
-        for seed, values in results.values.get(name, {}).get(curve.column, {}).items():
+        by_slice: dict[str, dict[int, float]] = {}
+        for seed, values in results.by_slice(name, curve.column).items():
             for slice_, value in values.items():
                 by_slice.setdefault(slice_, {})[seed] = value
         if len(by_slice) > 1:
@@ -77,13 +77,14 @@ def _lines(curve: CurveConfig, results: StudyResults) -> Iterator[tuple[str, dic
 
 
 def _over_slices(axis: Axes, study: StudyConfig, results: StudyResults, curve: CurveConfig) -> None:
-    slices: dict[str, None] = {}
-    for (name, by_slice), colour in zip(_lines(curve, results), cycle(COLOURS), strict=False):
-        slices |= dict.fromkeys(by_slice)
+    lines = list(_lines(curve, results))
+    slices = list(dict.fromkeys(slice_ for _, by_slice in lines for slice_ in by_slice))
+    for (name, by_slice), colour in zip(lines, cycle(COLOURS), strict=False):
+        places = [slices.index(slice_) for slice_ in by_slice]
         means, spreads = zip(*(mean_and_spread(values) for values in by_slice.values()), strict=True)
-        bars = None if None in spreads else spreads
-        axis.errorbar(range(len(by_slice)), means, bars, color=colour, marker="o", markersize=4.5, capsize=2.5,
+        bars = [spread or 0.0 for spread in spreads]
+        axis.errorbar(places, means, bars if any(bars) else None, color=colour, marker="o", markersize=4.5, capsize=2.5,
                       label=study.rungs[name].label or name)  # fmt: skip
-    axis.set_xticks(range(len(slices)), list(slices))
+    axis.set_xticks(range(len(slices)), slices)
     axis.set_title(curve.title, fontsize=11)
     axis.legend(loc="lower left", fontsize=8.5)

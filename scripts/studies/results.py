@@ -4,11 +4,12 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from franca.config import ConfigError
+from franca.eval.errors import EvalError
 from franca.eval.result import read_results
 from franca.files import replace_text
 from franca.metrics import read_metrics
@@ -17,88 +18,123 @@ from studies.plan import Task
 from studies.running import results_file, told
 
 FORMAT = 1
-# two-sided 95 % points of Student's t by degrees of freedom; above them the normal distribution's
-STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+# two-sided 95 % points of Student's t for 1 to 30 degrees of freedom; above them nearly the normal distribution's
+STUDENT = (
+    *(12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13),
+    *(2.12, 2.11, 2.10, 2.09, 2.09, 2.08, 2.07, 2.07, 2.06, 2.06, 2.06, 2.05, 2.05, 2.05, 2.04),
+)
 NORMAL = 1.96
-
-PLACE: tuple[str, ...] = ("device", "precision", "torch", "commit")
+NO_PLACE = ("seconds", "command")  # what is kept of a finished task beside where it ran
 
 Values = dict[str, float]  # slice -> value
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What one finished task found. place: number of where it ran. values: column -> slice -> number."""
+
+    rung: str
+    seed: int
+    kind: str
+    digest: str
+    place: int
+    minutes: float
+    values: dict[str, Values]
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """Which question it answers, in whatever version of the study."""
+        return self.rung, self.seed, self.kind
+
+
 @dataclass
 class StudyResults:
-    """values: rung -> column -> seed -> slice -> number. minutes: rung -> seed, of the training or the RASA run.
+    """Entries of finished tasks, and the places where they ran: device, precision, torch, commit and data."""
 
-    digests: rung -> seed -> kind of a finished task -> its digest. places: where numbers were taken, device, precision,
-    torch and commit, each once. Keys of seeds are text, as JSON has them.
-    """
-
-    values: dict[str, dict[str, dict[str, Values]]] = field(default_factory=dict)
-    minutes: dict[str, dict[str, float]] = field(default_factory=dict)
-    digests: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
     places: list[dict[str, str]] = field(default_factory=list)
 
     def has(self, task: Task) -> bool:
-        """Whether these are, or hold, the numbers of exactly this task."""
-        return self.digests.get(task.rung, {}).get(str(task.seed), {}).get(task.kind) == task.digest
+        """Whether it holds the numbers of exactly this task."""
+        return any(
+            (*entry.key, entry.digest) == (task.rung, task.seed, task.kind, task.digest) for entry in self.entries
+        )
 
-    def shown(self, rung: str, name: str, column: ColumnConfig) -> dict[str, float]:
+    def of(self, tasks: Sequence[Task]) -> "StudyResults":
+        """The entries of exactly these tasks; others are of another version of the study, or of seeds that it left."""
+        planned = {(task.rung, task.seed, task.kind, task.digest) for task in tasks}
+        kept = [entry for entry in self.entries if (*entry.key, entry.digest) in planned]
+        places = sorted({entry.place for entry in kept})
+        numbers = {place: number for number, place in enumerate(places)}
+        return StudyResults(
+            [replace(entry, place=numbers[entry.place]) for entry in kept], [self.places[place] for place in places]
+        )
+
+    def by_slice(self, rung: str, column: str) -> dict[int, Values]:
+        """Seed -> slice -> number."""
+        return {
+            entry.seed: entry.values[column] for entry in self.entries if entry.rung == rung and column in entry.values
+        }
+
+    def shown(self, rung: str, name: str, column: ColumnConfig) -> dict[int, float]:
         """Seed -> the number that the table shows, of the seeds that have it."""
-        found = self.values.get(rung, {}).get(name, {})
-        return {seed: by_slice[column.slice] for seed, by_slice in found.items() if column.slice in by_slice}
+        found = self.by_slice(rung, name)
+        return {seed: values[column.slice] for seed, values in found.items() if column.slice in values}
+
+    def minutes(self, rung: str) -> list[float]:
+        """Of each training, or RASA run."""
+        return [entry.minutes for entry in self.entries if entry.rung == rung and entry.kind in ("train", "rasa")]
 
     def write(self, path: Path) -> None:
-        """As JSON, a line for each rung's column."""
-        content = {"format": FORMAT, **asdict(self)}
-        replace_text(path, _short_lines(content) + "\n")
+        """As JSON, a line for each entry."""
+        lines = {"entries": map(asdict, self.entries), "places": self.places}
+        parts = [f' "{name}": [\n  ' + ",\n  ".join(map(json.dumps, rows)) + "\n ]" for name, rows in lines.items()]
+        replace_text(path, f'{{\n "format": {FORMAT},\n' + ",\n".join(parts) + "\n}\n")
 
 
 def read(path: Path) -> StudyResults:
     """What `StudyResults.write` wrote. Raises ConfigError."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("format") != FORMAT:
+        if content["format"] != FORMAT:
             raise ValueError("another format")
-        return StudyResults(**content)
+        return StudyResults([Entry(**entry) for entry in content["entries"]], content["places"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} holds no results of a study ({error!r})") from None
 
 
 def gather(study: StudyConfig, tasks: Sequence[Task], recorded: StudyResults) -> StudyResults:
-    """All that is there, in the folders of the tasks and, of the same tasks, in what was recorded before."""
-    results = StudyResults()
-    for task in tasks:
-        seed = str(task.seed)
-        if task.finished:
-            about = told(task)
-            places, minutes = [{name: about[name] for name in PLACE}], round(float(about["seconds"]) / 60, 1)
-            found = {name: _values(task, column) for name, column in study.columns.items()}
-        elif recorded.has(task):
-            places, minutes = recorded.places, recorded.minutes.get(task.rung, {}).get(seed, 0.0)
-            of_rung = recorded.values.get(task.rung, {})
-            found = {
-                name: of_rung.get(name, {}).get(seed, {})
-                for name, column in study.columns.items()
-                if column.score == (TRAINING if task.kind == "train" else task.kind)
-            }
-        else:
-            continue
-        results.places += [place for place in places if place not in results.places]
-        results.digests.setdefault(task.rung, {}).setdefault(seed, {})[task.kind] = task.digest
-        if task.kind in ("train", "rasa"):
-            results.minutes.setdefault(task.rung, {})[seed] = minutes
-        for name in (name for name, values in found.items() if values):
-            results.values.setdefault(task.rung, {}).setdefault(name, {})[seed] = found[name]
-    return results
+    """What was recorded before, whatever of it is still planned, renewed by what lies in the folders of the tasks.
+
+    Raises EvalError where a finished score left no results.
+    """
+    found = {entry.key: entry for entry in recorded.entries}
+    places = list(recorded.places)
+    for task in (task for task in tasks if task.finished):
+        about = told(task)
+        place = {name: value for name, value in about.items() if name not in NO_PLACE}
+        places += [place] if place not in places else []
+        values = {name: _values(task, column) for name, column in study.columns.items()}
+        entry = Entry(
+            task.rung,
+            task.seed,
+            task.kind,
+            task.digest,
+            places.index(place),
+            round(float(about["seconds"]) / 60, 1),
+            {name: numbers for name, numbers in values.items() if numbers},
+        )
+        found[entry.key] = entry
+    order = {(task.rung, task.seed, task.kind): number for number, task in enumerate(tasks)}
+    return StudyResults(sorted(found.values(), key=lambda entry: order.get(entry.key, len(order))), places)
 
 
 def missing(tasks: Sequence[Task], asked: Sequence[Task], recorded: StudyResults) -> list[Task]:
     """Of all tasks those still to be run: what is asked for and has no recorded numbers, and what that needs."""
-    wanted = {task for task in asked if not recorded.has(task)}
+    wanted = {task for task in asked if not (task.finished or recorded.has(task))}
     queue = list(wanted)
     while queue:
-        needs = set(queue.pop().needs) - wanted
+        needs = {task for task in queue.pop().needs if not task.finished} - wanted
         wanted |= needs
         queue += needs
     return [task for task in tasks if task in wanted]
@@ -109,9 +145,11 @@ def _values(task: Task, column: ColumnConfig) -> Values:
     if task.kind == "train" and column.score == TRAINING:
         logged = [line[column.metric] for line in read_metrics(task.output / "metrics.jsonl") if column.metric in line]
         return {column.slice: round(float(logged[-1]), 5)} if logged else {}
-    file = results_file(task) if task.kind == column.score else None
-    if file is None:
+    if task.kind != column.score:
         return {}
+    file = results_file(task)
+    if file is None:
+        raise EvalError(f"{task.folder} is marked as finished and holds no results.json; remove it to score again")
     wanted = column.settings.items()
     return {
         score["slice"]: round(score["value"], 5)
@@ -133,29 +171,21 @@ class Difference:
         """Whether the 95 % interval of the mean (Student's t, seeds independent) leaves out 0; never of one seed."""
         if self.spread is None:
             return False
-        factor = STUDENT.get(self.count - 1, NORMAL)
+        freedom = self.count - 1
+        factor = STUDENT[freedom - 1] if freedom <= len(STUDENT) else NORMAL
         return abs(self.mean) > factor * self.spread / math.sqrt(self.count)
 
 
-def difference(these: Mapping[str, float], those: Mapping[str, float]) -> Difference | None:
+def difference(these: Mapping[int, float], those: Mapping[int, float]) -> Difference | None:
     """Of the seeds that both have; None without any."""
     pairs = [value - those[seed] for seed, value in these.items() if seed in those]
     return Difference(statistics.mean(pairs), _spread(pairs), len(pairs)) if pairs else None
 
 
-def mean_and_spread(values: Mapping[str, float]) -> tuple[float, float | None]:
+def mean_and_spread(values: Mapping[int, float]) -> tuple[float, float | None]:
     """Mean and standard deviation over the seeds, None for one."""
     return statistics.mean(values.values()), _spread(list(values.values()))
 
 
 def _spread(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
-
-
-def _short_lines(content: Any, depth: int = 0) -> str:
-    """JSON in which what lies three levels deep stands on one line."""
-    if depth == 3 or not isinstance(content, dict) or not content:
-        return json.dumps(content)
-    pad = " " * (depth + 1)
-    rows = [f"{pad}{json.dumps(key)}: {_short_lines(value, depth + 1)}" for key, value in content.items()]
-    return "{\n" + ",\n".join(rows) + "\n" + " " * depth + "}"

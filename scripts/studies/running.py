@@ -19,9 +19,11 @@ from measuring.facts import ROOT
 from studies.plan import DONE, Task
 
 LOG = "log.txt"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL = 0.2  # seconds between two looks at the processes
 NEWS = 60.0  # seconds between two lines about each running task
-GRACE = 120.0  # seconds that a stopped task has to save
+GRACE = 30.0  # seconds that a stopped task has to save
+MORE = 3  # exit status while there is more to do
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Running:
     process: subprocess.Popen[bytes]
     log: IO[bytes]
     began: float = field(default_factory=time.monotonic)
+    asked: bool = False  # to stop
 
     @classmethod
     def start(cls, task: Task) -> "Running":
@@ -51,6 +54,7 @@ class Running:
 
     def ask(self) -> None:
         """To save and end."""
+        self.asked = True
         self.process.send_signal(signal.SIGTERM)
 
     def end(self) -> None:
@@ -81,8 +85,8 @@ class Runner:
         self.news = time.monotonic() + NEWS
 
     def run(self) -> int:
-        """Exit status: 0 where nothing failed, 1 where something did, 128 + n after signal n."""
-        before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Exit status: 0 where all is done, 1 where something failed, MORE in time, 128 + n after signal n."""
+        before = {number: signal.signal(number, self._remember) for number in SIGNALS}
         try:
             while not self.signal_number and time.monotonic() < self.ends and (self._start() or self.running):
                 time.sleep(POLL)
@@ -96,7 +100,9 @@ class Runner:
                 self._finish(running)
             for number, handler in before.items():
                 signal.signal(number, handler)
-        return 128 + self.signal_number if self.signal_number else int(bool(self.failed))
+        if self.signal_number:
+            return 128 + self.signal_number
+        return 1 if self.failed else 0 if all(task.finished for task in self.tasks) else MORE
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.signal_number = number
@@ -120,6 +126,7 @@ class Runner:
     def _collect(self) -> None:
         for running in [each for each in self.running if each.process.poll() is not None]:
             self.running.remove(running)
+            running.end()
             self._finish(running)
 
     def _finish(self, running: Running) -> None:
@@ -133,7 +140,7 @@ class Runner:
             self._say(task, f"done, {seconds / 60:.1f} minutes in all")
             return
         replace_text(task.folder / "seconds.txt", f"{seconds:.1f}\n")
-        if status in (-signal.SIGTERM, 128 + signal.SIGTERM):
+        if running.asked:
             self._say(task, f"stopped after {seconds / 60:.1f} minutes in all; the same command goes on")
         else:
             self.failed.append(task)

@@ -24,16 +24,14 @@ def page(study: StudyConfig, results: StudyResults) -> str:
 
 
 def scores_table(study: StudyConfig, results: StudyResults) -> str:
-    """A row for each rung: mean ± standard deviation over its seeds."""
+    """A row for each rung: mean ± standard deviation over its seeds, and how many of them it is of if not of all."""
     head = ["", *(_with_slice(column) for column in study.columns.values()), "seeds", "minutes each"]
     rows = []
     for name, rung in study.rungs.items():
         cells = [_score(study, results, name, key) for key in study.columns]
-        done = max((len(results.shown(name, key, column)) for key, column in study.columns.items()), default=0)
-        planned = len(study.seeds_of(name))
-        minutes = results.minutes.get(name, {})
-        took = f"{sum(minutes.values()) / len(minutes):.1f}" if minutes else ""
-        rows.append([rung.label or name, *cells, str(done) if done == planned else f"{done} of {planned}", took])
+        minutes = results.minutes(name)
+        took = f"{sum(minutes) / len(minutes):.1f}" if minutes else ""
+        rows.append([rung.label or name, *cells, str(len(study.seeds_of(name))), took])
     return markdown(head, rows)
 
 
@@ -60,7 +58,8 @@ def _score(study: StudyConfig, results: StudyResults, rung: str, key: str) -> st
     if not values:
         return NOT_RUN
     mean, spread = mean_and_spread(values)
-    return f"{mean:.{column.digits}f}" + (f" ± {spread:.{column.digits}f}" if spread is not None else "")
+    text = f"{mean:.{column.digits}f}" + (f" ± {spread:.{column.digits}f}" if spread is not None else "")
+    return text if len(values) == len(study.seeds_of(rung)) else f"{text} ({len(values)} of them)"
 
 
 def _difference(results: StudyResults, rung: str, other: str, key: str, column: ColumnConfig) -> str:
@@ -76,10 +75,11 @@ def provenance(results: StudyResults) -> str:
     """Where the numbers were taken, in a sentence."""
     if not results.places:
         return "Nothing of this has been run."
-    devices = list(dict.fromkeys(f"{place['device']}, {place['precision']}" for place in results.places))
-    torch = list(dict.fromkeys(place["torch"] for place in results.places))
-    commits = list(dict.fromkeys(place["commit"] for place in results.places))
-    return f"Run on {'; '.join(devices)} (torch {', '.join(torch)}; commit {', '.join(commits)})."
+    devices, torch, commits = (
+        "; ".join(dict.fromkeys(", ".join(place[name] for name in names) for place in results.places))
+        for names in (("device", "precision"), ("torch",), ("commit",))
+    )
+    return f"Run on {devices} (torch {torch}; commit {commits})."
 
 
 def put_into(page_file: Path, study: str, text: str) -> None:

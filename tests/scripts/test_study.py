@@ -16,6 +16,7 @@ from PIL import Image
 import study as script
 from franca.config import ConfigError, read_config
 from franca.eval.datasets import LAYOUTS
+from franca.eval.errors import EvalError
 from franca.eval.registry import PROTOCOLS
 from franca.train.config import load_config
 from rasa.config import RasaConfig
@@ -193,7 +194,7 @@ def saving(tmp_path: Path) -> list[Task]:
 
 def test_time_that_is_over_stops_and_saves_and_the_next_call_goes_on(tmp_path: Path, capsys) -> None:
     (task,) = saving(tmp_path)
-    assert run([task], seconds=2.0) == 0
+    assert run([task], seconds=2.0) == running.MORE
     assert (tmp_path / "state").read_text() == "saved "
     assert not task.finished
     assert "stopped after" in capsys.readouterr().err
@@ -235,55 +236,80 @@ def finished_study(folder: Path) -> tuple[StudyConfig, StudyResults]:
 
 def test_numbers_are_found_by_their_settings_for_each_seed_and_slice(tmp_path: Path) -> None:
     _, results = finished_study(tmp_path)
-    assert results.values["first"]["score"] == {"0": {"d": 40.0, "d/2": 39.0}, "1": {"d": 41.0, "d/2": 40.0}}
-    assert "third" not in results.values
-    assert results.minutes["second"] == {"0": 1.5, "1": 1.5}
+    assert results.by_slice("first", "score") == {0: {"d": 40.0, "d/2": 39.0}, 1: {"d": 41.0, "d/2": 40.0}}
+    assert results.by_slice("third", "score") == {}
+    assert results.minutes("second") == [1.5, 1.5]
     results.write(tmp_path / "results.json")
     assert read(tmp_path / "results.json") == results
+
+
+def test_a_finished_score_without_results_is_an_error(tmp_path: Path) -> None:
+    config, _ = finished_study(tmp_path)
+    tasks = plan(config, tmp_path, ANYWHERE)
+    next(tmp_path.glob("first-0-score-*/output/*/results.json")).unlink()
+    with pytest.raises(EvalError, match="holds no results"):
+        gather(config, tasks, StudyResults())
 
 
 def test_recorded_numbers_are_kept_and_only_the_rest_is_run(tmp_path: Path) -> None:
     """On another machine, without the folders; a rung that was changed since, and all behind it, is run again."""
     _, recorded = finished_study(tmp_path / "here")
     config, there = small_study(), tmp_path / "there"
-    rungs = config.rungs
-    tasks = plan(config, there, ANYWHERE)
+    rungs, tasks = config.rungs, plan(config, there, ANYWHERE)
     assert {(task.rung, task.kind) for task in missing(tasks, tasks, recorded)} == {
         ("first", "train"), ("second", "train"), ("third", "rasa"), ("third", "score"),
     }  # fmt: skip
-    assert gather(config, plan(config, there, ANYWHERE), recorded) == recorded
+    assert gather(config, tasks, recorded) == recorded == recorded.of(tasks)
     changed = replace(config, rungs=rungs | {"second": replace(rungs["second"], train=["optimizer.lr=3e-3"])})
     tasks = plan(changed, there, ANYWHERE)
     assert ("second", "score") in {(task.rung, task.kind) for task in missing(tasks, tasks, recorded)}
-    assert gather(changed, tasks, recorded).values == {"first": recorded.values["first"]}
+    kept = gather(changed, tasks, recorded)
+    assert kept == recorded  # nothing is lost before it is run again,
+    assert {entry.rung for entry in kept.of(tasks).entries} == {"first"}  # and nothing old is shown
     without = replace(config, rungs={name: rungs[name] for name in ("first", "second")})
     tasks = plan(without, there, ANYWHERE)
     assert missing(tasks, tasks, recorded) == []
+
+
+def test_numbers_of_other_seeds_stay_in_the_file(tmp_path: Path) -> None:
+    _, recorded = finished_study(tmp_path)
+    tasks = plan(small_study(seeds=[0]), tmp_path / "there", ANYWHERE)
+    kept = gather(small_study(seeds=[0]), tasks, recorded)
+    assert {entry.seed for entry in kept.entries} == {0, 1}
+    assert {entry.seed for entry in kept.of(tasks).entries} == {0}
+
+
+def test_what_was_scored_needs_its_training_no_more(tmp_path: Path) -> None:
+    config, _ = finished_study(tmp_path)
+    tasks = [task for task in plan(config, tmp_path, ANYWHERE) if task.rung != "third"]
+    assert missing(tasks, [task for task in tasks if task.kind == "score"], StudyResults()) == []
 
 
 def test_the_table_shows_spread_and_what_was_not_run(tmp_path: Path) -> None:
     config, results = finished_study(tmp_path)
     lines = page(config, results).splitlines()
     assert f"| first | 40.5 ± 0.7 | {NOT_RUN} | 2 | 1.5 |" in lines
-    assert f"| third | {NOT_RUN} |  | 0 of 2 |  |" in lines  # it trains nothing: no loss to be asked for
+    assert f"| third | {NOT_RUN} |  | 2 |  |" in lines  # it trains nothing: no loss to be asked for
     assert "| second against first | +2.2 ± 0.4 |  |" in lines  # of two seeds, 12.7 standard errors would be needed
     assert lines[-1] == "Run on CPU, bf16 (torch 2.14; commit abc)."
+    more = replace(config, seeds=[0, 1, 2])
+    assert f"| first | 40.5 ± 0.7 (2 of them) | {NOT_RUN} | 3 | 1.5 |" in page(more, results).splitlines()
 
 
 def test_a_difference_is_clear_where_its_interval_leaves_out_zero() -> None:
-    these, those = {"0": 3.0, "1": 3.1, "2": 3.2, "9": 8.0}, {"0": 1.0, "1": 1.0, "2": 1.0, "7": 0.0}
+    these, those = {0: 3.0, 1: 3.1, 2: 3.2, 9: 8.0}, {0: 1.0, 1: 1.0, 2: 1.0, 7: 0.0}
     found = difference(these, those)
     assert found is not None
     assert (found.count, found.mean) == (3, pytest.approx(2.1))
     assert found.spread == pytest.approx(statistics.stdev([2.0, 2.1, 2.2]))
     assert found.clear  # 2.1 against 4.30 * 0.1 / sqrt(3)
-    noisy = difference({"0": 1.0, "1": 3.0, "2": 0.5}, {"0": 0.0, "1": 0.0, "2": 0.0})
+    noisy = difference({0: 1.0, 1: 3.0, 2: 0.5}, {0: 0.0, 1: 0.0, 2: 0.0})
     assert noisy is not None
     assert not noisy.clear  # 1.5 against 4.30 * 1.3 / sqrt(3)
-    one = difference({"0": 9.0}, {"0": 0.0})
+    one = difference({0: 9.0}, {0: 0.0})
     assert one is not None
     assert not one.clear
-    assert difference({"0": 1.0}, {"1": 1.0}) is None
+    assert difference({0: 1.0}, {1: 1.0}) is None
 
 
 def test_a_page_takes_the_tables_in_their_place_alone(tmp_path: Path) -> None:
@@ -297,14 +323,16 @@ def test_a_page_takes_the_tables_in_their_place_alone(tmp_path: Path) -> None:
 
 
 def test_pages_show_what_the_recorded_results_say() -> None:
-    """Tables of docs/ are those of the JSON files beside them, made by the study's own file."""
+    """Tables of docs/ are those of the JSON files beside them, whose every number is of the study as it is shipped."""
     shown = {name: text for file in sorted((ROOT / "docs").glob("*.md")) for name, text in places_of(file)}
     recorded = {file.stem for file in STUDIES if (ROOT / "docs" / f"{file.stem}.json").exists()}
     assert recorded <= shown.keys()
     for name, text in shown.items():
         config = read_study(ROOT / "configs" / "studies" / f"{name}.yaml", [])
         file = ROOT / "docs" / f"{name}.json"
-        assert text == page(config, read(file) if file.exists() else StudyResults())
+        results = read(file) if file.exists() else StudyResults()
+        assert results == results.of(plan(config, ROOT, ANYWHERE))
+        assert text == page(config, results)
 
 
 def test_only_the_rungs_asked_for_and_those_they_begin_with(tmp_path: Path, capsys) -> None:
@@ -348,8 +376,11 @@ def test_a_study_from_training_to_picture(tmp_path: Path, labelled: Path, capsys
     command = [str(file), str(tmp_path / "runs"), "--data", f"imagenette={labelled}"]
     assert script.main(command) == 0
     assert NOT_RUN not in capsys.readouterr().out
-    found = read(tmp_path / "runs" / "results.json").values
-    assert found["plain"]["knn"]["0"].keys() == found["untrained"]["knn"]["0"].keys() == {"d", "d/2"}
-    assert (tmp_path / "runs" / "report.png").stat().st_size > 10_000
+    found = read(tmp_path / "runs" / "mine.json")
+    for rung in ("plain", "untrained"):
+        assert found.by_slice(rung, "knn")[0].keys() == {"d", "d/2"}
+    assert len(found.places) == 1
+    assert found.places[0]["imagenette"].startswith("16 files, ")
+    assert (tmp_path / "runs" / "mine.png").stat().st_size > 10_000
     assert script.main(command) == 0
     assert "begins" not in capsys.readouterr().err
