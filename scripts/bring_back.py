@@ -11,9 +11,7 @@ that are missing or damaged.
 import argparse
 import hashlib
 import json
-import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,40 +39,52 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def pack(run: Path, target: Path, piece_bytes: int) -> list[Path]:
-    """Write the pieces of a run. Raises OSError, CheckpointError."""
+    """Write the pieces of a run. Raises OSError, CheckpointError; the folder must be new, or empty."""
+    if piece_bytes < 1:
+        raise CheckpointError(f"--piece-mb {piece_bytes / MEGABYTE:g}: a piece holds one byte or more")
+    if target.exists() and any(target.iterdir()):
+        raise CheckpointError(f"{target} is not empty: name a new folder, so that old pieces don't mix with new ones")
     content = _teacher(run / TEACHER)
     backbone = {name: tensor for name, tensor in content["teacher"].items() if name.startswith("backbone.")}
     small = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in backbone.items()}
+    beyond = [name for name, tensor in small.items() if not torch.isfinite(tensor).all()]
+    if beyond:
+        raise CheckpointError(f"{run / TEACHER}: {beyond[0]} is not finite in fp16; the teacher can't be packed so")
     target.mkdir(parents=True, exist_ok=True)
     whole = target / TEACHER
     save_teacher(whole, small, content["description"] | {"stored_as": "fp16, without heads"})
     data = whole.read_bytes()
     whole.unlink()
-    pieces = {}
+    pieces: dict[str, bytes] = {}
     for number, start in enumerate(range(0, len(data), piece_bytes)):
-        piece = target / f"{TEACHER}.{number:02}"
-        part = data[start : start + piece_bytes]
-        _write(piece, part)
-        pieces[piece.name] = hashlib.sha256(part).hexdigest()
-    _write(target / PIECES, json.dumps(pieces, indent=1).encode() + b"\n")
-    kept = [shutil.copyfile(run / name, target / name) for name in KEPT if (run / name).is_file()]
-    return [*(target / name for name in pieces), target / PIECES, *kept]
+        pieces[f"{TEACHER}.{number:02}"] = data[start : start + piece_bytes]
+    pieces |= {name: (run / name).read_bytes() for name in KEPT if (run / name).is_file()}
+    for name, part in pieces.items():
+        _write(target / name, part)
+    hashes = {name: hashlib.sha256(part).hexdigest() for name, part in pieces.items()}
+    _write(target / PIECES, json.dumps(hashes, indent=1).encode() + b"\n")
+    return [target / name for name in [*pieces, PIECES]]
 
 
 def join(source: Path, run: Path) -> list[Path]:
     """The run's folder again, as far as it was brought back. Raises OSError, CheckpointError."""
-    pieces: Mapping[str, str] = json.loads((source / PIECES).read_text(encoding="utf-8"))
-    data = bytearray()
-    for name, digest in pieces.items():
+    try:
+        hashes = dict(json.loads((source / PIECES).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{source / PIECES} can't be read ({error}); bring it again") from None
+    files: dict[str, bytes] = {TEACHER: b""}
+    for name, digest in hashes.items():
         if Path(name).name != name:
             raise CheckpointError(f"{source / PIECES} names {name!r}: a piece lies in the same folder")
         part = (source / name).read_bytes()
         if hashlib.sha256(part).hexdigest() != digest:
             raise CheckpointError(f"{source / name} is damaged: its SHA-256 is not that in {PIECES}; bring it again")
-        data += part
+        whole = name if name in KEPT else TEACHER
+        files[whole] = files.get(whole, b"") + part
     run.mkdir(parents=True, exist_ok=True)
-    _write(run / TEACHER, bytes(data))
-    return [run / TEACHER, *(shutil.copyfile(source / n, run / n) for n in KEPT if (source / n).is_file())]
+    for name, content in files.items():
+        _write(run / name, content)
+    return [run / name for name in files]
 
 
 def _teacher(path: Path) -> dict[str, Any]:

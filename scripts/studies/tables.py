@@ -24,14 +24,17 @@ def page(study: StudyConfig, results: StudyResults) -> str:
 
 
 def scores_table(study: StudyConfig, results: StudyResults) -> str:
-    """A row for each rung: mean ± standard deviation over its seeds, and how many of them it is of if not of all."""
+    """A row for each rung: mean ± standard deviation over its seeds; (n) behind a cell: of n seeds, where cells differ."""
     head = ["", *(_with_slice(column) for column in study.columns.values()), "seeds", "minutes each"]
     rows = []
     for name, rung in study.rungs.items():
-        cells = [_score(study, results, name, key) for key in study.columns]
+        counts = {len(results.shown(name, key, column)) for key, column in study.columns.items()} - {0}
+        cells = [_score(study, results, name, key, counted=len(counts) > 1) for key in study.columns]
+        planned, done = len(study.seeds_of(name)), min(counts, default=0)
+        seeds = f"{done} of {planned}" if len(counts) < 2 and done < planned else str(planned)
         minutes = results.minutes(name)
         took = f"{sum(minutes) / len(minutes):.1f}" if minutes else ""
-        rows.append([rung.label or name, *cells, str(len(study.seeds_of(name))), took])
+        rows.append([rung.label or name, *cells, seeds, took])
     return markdown(head, rows)
 
 
@@ -50,7 +53,7 @@ def _with_slice(column: ColumnConfig) -> str:
     return column.label if column.slice == "d" else f"{column.label}, {column.slice}"
 
 
-def _score(study: StudyConfig, results: StudyResults, rung: str, key: str) -> str:
+def _score(study: StudyConfig, results: StudyResults, rung: str, key: str, counted: bool) -> str:
     column = study.columns[key]
     if not study.asks(rung, column.score):
         return NOT_ASKED
@@ -59,7 +62,7 @@ def _score(study: StudyConfig, results: StudyResults, rung: str, key: str) -> st
         return NOT_RUN
     mean, spread = mean_and_spread(values)
     text = f"{mean:.{column.digits}f}" + (f" ± {spread:.{column.digits}f}" if spread is not None else "")
-    return text if len(values) == len(study.seeds_of(rung)) else f"{text} ({len(values)} of them)"
+    return f"{text} ({len(values)})" if counted else text
 
 
 def _difference(results: StudyResults, rung: str, other: str, key: str, column: ColumnConfig) -> str:

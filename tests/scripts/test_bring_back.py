@@ -45,7 +45,23 @@ def test_damaged_and_foreign_pieces_are_refused(run: Path, tmp_path: Path, capsy
     assert "is damaged" in capsys.readouterr().err
     piece.unlink()
     assert main(["join", str(out), str(again)]) == 2
+    (out / "pieces.json").write_text("{")
+    assert main(["join", str(out), str(again)]) == 2
+    assert "bring it again" in capsys.readouterr().err
     (out / "pieces.json").write_text(json.dumps({"../elsewhere": "0"}))
     assert main(["join", str(out), str(again)]) == 2
     assert "lies in the same folder" in capsys.readouterr().err
     assert not (again / "teacher.pth").exists()
+
+
+def test_what_can_not_be_packed_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["pack", str(run), str(out), "--piece-mb", "0"]) == 2
+    assert main(["pack", str(run), str(out)]) == 0
+    assert main(["pack", str(run), str(out)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    content = torch.load(run / "teacher.pth", weights_only=True)
+    content["teacher"]["backbone.norm.weight"][0] = 1e6
+    torch.save(content, run / "teacher.pth")
+    assert main(["pack", str(run), str(tmp_path / "other")]) == 2
+    assert "backbone.norm.weight is not finite in fp16" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from rasa.config import RasaConfig
 from studies import running
 from studies.config import ColumnConfig, RungConfig, StudyConfig, read_study
 from studies.plan import Task, plan
-from studies.results import StudyResults, difference, gather, missing, read
+from studies.results import Entry, StudyResults, difference, gather, missing, read
 from studies.running import Runner
 from studies.tables import NOT_RUN, page, places_of, put_into
 from tests.tiny import write_tiny
@@ -293,7 +293,9 @@ def test_the_table_shows_spread_and_what_was_not_run(tmp_path: Path) -> None:
     assert "| second against first | +2.2 ± 0.4 |  |" in lines  # of two seeds, 12.7 standard errors would be needed
     assert lines[-1] == "Run on CPU, bf16 (torch 2.14; commit abc)."
     more = replace(config, seeds=[0, 1, 2])
-    assert f"| first | 40.5 ± 0.7 (2 of them) | {NOT_RUN} | 3 | 1.5 |" in page(more, results).splitlines()
+    assert f"| first | 40.5 ± 0.7 | {NOT_RUN} | 2 of 3 | 1.5 |" in page(more, results).splitlines()
+    results.entries.append(Entry("first", 2, "train", "", 0, 1.5, {"loss": {"d": 9.0}}))
+    assert "| first | 40.5 ± 0.7 (2) | 9.0 (1) | 3 | 1.5 |" in page(more, results).splitlines()
 
 
 def test_a_difference_is_clear_where_its_interval_leaves_out_zero() -> None:
@@ -344,7 +346,7 @@ def test_only_the_rungs_asked_for_and_those_they_begin_with(tmp_path: Path, caps
     assert all(name.startswith("high_resolution, seed 0") for name in names[1:])
     assert not (tmp_path / "runs").exists()
     assert script.main([*arguments, *data, "--only", "low_resolution"]) == 2
-    assert "no such rung; there are dinov2, matryoshka" in capsys.readouterr().err
+    assert "no such rung; there are dinov2, " in capsys.readouterr().err
     assert script.main([*arguments, "--data", "imagenette=/not/there"]) == 2
     assert "give NAME=FOLDER of a folder that exists" in capsys.readouterr().err
 
