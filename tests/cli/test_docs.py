@@ -315,10 +315,9 @@ COMMANDS = {
         "--data camvid=/path/to/camvid --minutes 9 --results ladder_device.json"
     ): Run("--dry-run"),
     (
-        "timeout --signal=TERM 540 .venv/bin/python -m franca.train --config configs/recipes/imagenette_vits14.yaml "
-        "data.path=/path/to/imagenette/train evaluation.train=/path/to/imagenette/train "
-        "evaluation.test=/path/to/imagenette/val"
-    ): Run(f"steps=2 evaluation.every=2 evaluation.ks=[1] evaluation.image_size=28 {SMALL}"),
+        f"{STUDY}/recipe.yaml runs/recipe --data imagenette=/path/to/imagenette --data camvid=/path/to/camvid --minutes 9 "
+        "--results recipe.json"
+    ): Run("--dry-run"),
     ".venv/bin/python scripts/bring_back.py pack runs/imagenette_vits14 brought_back": Run(
         instead="test -f runs/quickstart/teacher.pth && "
         ".venv/bin/python scripts/bring_back.py pack runs/quickstart brought_back"
