@@ -70,7 +70,7 @@ def _reproduce(recipe: Recipe, overrides: list[str], until: int | None) -> int:
         raise ReproduceError(f"--until {until}: the first recorded point is that of step {first}; give that or a later")
     run.require_same_code()
     watcher = _Watcher(record, run, until, wanted)
-    if watcher.enough():
+    if watcher.look():
         _say(f"nothing was trained: {run.output} holds the run already, up to there")
     else:
         run.train(watcher.enough, _say)
@@ -111,6 +111,10 @@ class _Watcher:
         self._size = -1
 
     def enough(self) -> bool:
+        """Whether to stop the run; one that has its last step to do ends by itself."""
+        return self.look() and self.until is not None and self.until < self.run.config.steps
+
+    def look(self) -> bool:
         """Whether all recorded points are reached; what is new is printed first."""
         metrics = self.run.output / "metrics.jsonl"
         size = metrics.stat().st_size if metrics.exists() else 0

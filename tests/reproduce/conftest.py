@@ -46,7 +46,7 @@ class PretendedProcess:
 
     error: Exception | None = None  # raised at half of the run
     lr: float | None = None  # what it learns with, whatever it is told
-    starts = 0
+    starts, stops = 0, 0
 
     def __init__(self, arguments: list[str], say: Callable[[str], None]) -> None:
         self.config = load_config(arguments[1], arguments[2:])
@@ -65,6 +65,7 @@ class PretendedProcess:
             line: dict[str, Any] = {"step": step, "images": 4 * step, "images_per_second": 2.0}
             metrics.write(line | dict.fromkeys(LOSSES, loss))
             if enough():
+                type(self).stops += 1
                 return
 
 

@@ -33,10 +33,11 @@ def result(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_run_of_another_seed_is_reproduced(
-    recorded: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    recorded: list[str], pretended: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(command, "can_draw", can_draw)
     assert main([*recorded, "seed=5"]) == 0
+    assert pretended.stops == 0, "a whole run ends by itself: a signal could meet it while it ends"
     said = capsys.readouterr().out
     assert said.count("  step ") == 20 * 5
     assert "reproduced: some (seed 5) learns as seeds 0, 1, 2 did" in said
@@ -71,6 +72,7 @@ def test_the_beginning_alone_and_then_the_rest(
 ) -> None:
     assert main([*recorded, "--until", "9"]) == 0
     assert "its first 9 of 40 steps" in capsys.readouterr().out
+    assert pretended.stops == 1
     lines = run.read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 9)), "it stops after the last recorded point, step 8"
     assert len(result(tmp_path)["points"]) == 4 * 5
