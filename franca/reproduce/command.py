@@ -160,7 +160,7 @@ def _from_own_seed(record: Record, seed: int, curve: Curve, until: int | None) -
     if recorded is None:
         return None
     offs = [
-        float("inf") if (now := curve[name][step]) is None else abs(now - value) / record.tolerances[name].value
+        float("inf") if (now := curve[name][step]) is None else abs(now - value) / record.tolerances[name][step]
         for step, name in recorded_points(record, until)
         if (value := recorded[name][step]) is not None
     ]

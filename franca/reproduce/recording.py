@@ -9,7 +9,7 @@ from franca.reproduce.machine import facts_of
 from franca.reproduce.recipe import Recipe, learned
 from franca.reproduce.record import Record, evaluated_on, write_record
 from franca.reproduce.run import FolderOfRun
-from franca.reproduce.tolerance import tolerances
+from franca.reproduce.tolerance import rule_of, tolerances
 
 Say = Callable[[str], None]
 
@@ -47,6 +47,7 @@ def record_seeds(
         evaluated=evaluated_on(config),
         window=window_of(config.steps, config.log.every),
         learned=learned(config),
+        tolerance=rule_of(given),
         tolerances=tolerances(curves, given),
         seeds=curves,
     )
@@ -74,4 +75,5 @@ def _require_finite(seed: int, curve: Curve) -> None:
 
 def summary(record: Record) -> list[str]:
     """Which tolerances follow, in words."""
-    return [f"  {name}: {item.value:.3g} ({item.origin})" for name, item in record.tolerances.items()]
+    ranges = {name: (min(at.values()), max(at.values())) for name, at in record.tolerances.items()}
+    return [record.tolerance, *(f"  {name}: {low:.3g} to {high:.3g}" for name, (low, high) in ranges.items())]

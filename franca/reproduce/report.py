@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from franca.eval.result import columns
 from franca.reproduce.comparison import FAR, Agreement, Point
 from franca.reproduce.record import Record
 
@@ -48,13 +49,7 @@ def point_line(point: Point, record: Record) -> str:
 
 def table(agreements: Sequence[Agreement]) -> str:
     """One row for each quantity, at its last point; deviations are in tolerances."""
-    rows = [HEADER, *(_row(agreement) for agreement in agreements)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return columns([HEADER, *(_row(agreement) for agreement in agreements)])
 
 
 def verdict(outcome: Outcome) -> list[str]:

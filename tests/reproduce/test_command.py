@@ -143,8 +143,8 @@ def test_recording_says_the_tolerances_and_goes_on_where_it_stopped(
     pretended.error = None
     assert main(arguments) == 0
     said = capsys.readouterr().out
+    assert "3 s sqrt(1 + 1/R)" in said
     assert "loss: 0.0" in said
-    assert "the spread of seeds 3, 4" in said
     record = read_record(recipe.parent / "recorded" / "some.json")
     assert list(record.seeds) == [3, 4]
     assert record.minutes == pytest.approx(40 * 4 / 2.0 / 60, rel=1e-4)
