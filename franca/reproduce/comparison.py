@@ -8,9 +8,9 @@ and a wrong run lies on one, so the mean finds small shifts that last; the singl
 
 How often a genuine further seed fails, in 4,000 drawn comparisons of five quantities of 20 points with three recorded
 seeds, by the correlation of neighbouring points: 0.0 % at 0.5, 0.1 % at 0.8, 0.4 % at 0.9, 4 % at 0.95. With the first
-three points three times as noisy as the others: 0.2 %, 1.0 %, 1.8 %, 3 %; over those three alone: 0.6 %, 4 %, 7 %, 12 %.
-With two recorded seeds at 0.8 it is 0.1 %, and 4 % and 12 % with such noise. `tests/reproduce/test_comparison.py` draws
-fewer.
+three points three times as noisy as the others: 0.2 %, 1.0 %, 1.8 %, 3 %; over those three alone: 0.6 %, 4 %, 7 %,
+12 %. With two recorded seeds at 0.8 it is 0.1 %, and 4 % and 12 % with such noise.
+`tests/reproduce/test_comparison.py` draws fewer.
 """
 
 from collections.abc import Sequence

@@ -11,6 +11,7 @@ from typing import Any
 from franca.files import replace_text
 from franca.reproduce.curve import Curve, steps_of
 from franca.reproduce.errors import ReproduceError
+from franca.reproduce.machine import FACTS
 from franca.reproduce.tolerance import Tolerances
 from franca.train.config import TrainConfig
 
@@ -25,7 +26,7 @@ GIVEN, SPLIT, NONE = "folders of its own", "the training images, split in two", 
 class Record:
     """What is known of a recipe's runs.
 
-    facts: commit, torch, device, precision, images and images_hash, as `franca.reproduce.machine` puts them.
+    facts: FACTS, as `franca.reproduce.machine` puts them; "unknown" where the command didn't begin the runs.
     learned: the configuration that was run, without what is a user's own. evaluated: GIVEN, SPLIT or NONE.
     minutes: of one run's steps, on average. window: steps that a point of the losses stands for. tolerance: where the
     tolerances come from, in words.
@@ -93,7 +94,7 @@ def read_record(path: Path) -> Record:
             )
         return Record(
             recipe=content["recipe"],
-            facts={name: content[name] for name in ("commit", "torch", "device", "precision", "images", "images_hash")},
+            facts={name: content[name] for name in FACTS},
             minutes=content["minutes"],
             evaluated=content["evaluated"],
             window=content["window"],

@@ -4,8 +4,8 @@ With R seeds whose values have the standard deviation s, a further run of the sa
 s sqrt(1 + 1/R) on average: by its own spread, and by what the mean of R misses. The tolerance is three times that.
 
 R values at one point alone say little of s, so variances are pooled over all points of a quantity. But a quantity can
-be noisier in one part of its curve than in another: seeds of the quickstart lie twice as far apart in KoLeo's first half
-as in its second. So where any three successive points that hold the point have the larger pooled variance, that
+be noisier in one part of its curve than in another: seeds of the quickstart lie twice as far apart in KoLeo's first
+half as in its second. So where any three successive points that hold the point have the larger pooled variance, that
 one counts.
 """
 
