@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from franca.data.random_streams import generator
-from measuring.facts import ROOT, commit, markdown
+from franca.reproduce.machine import commit
+from measuring.facts import ROOT, markdown
 from measuring.progress import without_progress
 from measuring.stored import EAGER, PROJECT
 from measuring.timing import spread

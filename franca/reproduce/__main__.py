@@ -37,7 +37,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("name", nargs="?", default="", metavar="NAME", help="of configs/recipes, or a YAML file's path")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="seed, output, data.path and the like")
-    parser.add_argument("--list", action="store_true", help="the recipes that have a recorded curve; as without NAME")
     parser.add_argument("--until", type=int, metavar="STEP", help="compare up to this step, and stop there")
     recording = parser.add_argument_group("to record a curve")
     recording.add_argument("--record", default="", metavar="SEEDS", help="run these seeds, such as 0,1,2")

@@ -11,12 +11,12 @@ from franca.reproduce.comparison import agreements, points_of, recorded_points
 from franca.reproduce.curve import Curve
 from franca.reproduce.errors import ReproduceError, Stopped
 from franca.reproduce.listing import listing
-from franca.reproduce.machine import differences, facts_of
+from franca.reproduce.machine import differences
 from franca.reproduce.recipe import Recipe, find_recipe, learned
 from franca.reproduce.record import NONE, Record, changed_since, evaluated_on, read_record
 from franca.reproduce.recording import record_seeds, summary
 from franca.reproduce.report import Outcome, as_data, point_line, table, verdict
-from franca.reproduce.run import RESULT, FolderOfRun, write_result
+from franca.reproduce.run import RESULT, FolderOfRun
 
 REPRODUCED, DIFFERS, ERROR = 0, 1, 2
 PICTURE = "reproduce.png"
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     """As asked; returns the exit status."""
     try:
         _check(options)
-        if options.list or not options.name:
+        if not options.name:
             print("\n".join(listing()))
         elif options.record:
             _record(options)
@@ -68,9 +68,9 @@ def _reproduce(recipe: Recipe, overrides: list[str], until: int | None) -> int:
     if not wanted:
         first = min(step for step, _ in recorded_points(record))
         raise ReproduceError(f"--until {until}: the first recorded point is that of step {first}; give that or a later")
-    run.require_same_code()
+    run.require_same()
     watcher = _Watcher(record, run, until, wanted)
-    if watcher.enough():
+    if watcher.look():
         _say(f"nothing was trained: {run.output} holds the run already, up to there")
     else:
         run.train(watcher.enough, _say)
@@ -111,6 +111,10 @@ class _Watcher:
         self._size = -1
 
     def enough(self) -> bool:
+        """Whether to stop the run; one that has its last step to do ends by itself."""
+        return self.look() and self.until is not None and self.until < self.run.config.steps
+
+    def look(self) -> bool:
         """Whether all recorded points are reached; what is new is printed first."""
         metrics = self.run.output / "metrics.jsonl"
         size = metrics.stat().st_size if metrics.exists() else 0
@@ -139,12 +143,13 @@ def _conclude(record: Record, run: FolderOfRun, until: int | None, watcher: _Wat
         steps=run.config.steps,
         until=until,
         agreements=agreements(record, points),
-        differences=differences(record.facts, facts_of(run.config)),
+        differences=differences(record.facts, run.begun_with),
+        made_elsewhere=run.made_elsewhere,
         own=_from_own_seed(record, run.config.seed, watcher.curve, until),
     )
     _say("\n" + table(outcome.agreements))
     _say("\n" + "\n".join(verdict(outcome)))
-    write_result(run.output, as_data(outcome))
+    run.note(as_data(outcome))
     _say(f"points: {run.output / RESULT}")
     _draw(run.output / PICTURE, outcome)
     return REPRODUCED if outcome.reproduced else DIFFERS
@@ -156,7 +161,7 @@ def _from_own_seed(record: Record, seed: int, curve: Curve, until: int | None) -
     if recorded is None:
         return None
     offs = [
-        float("inf") if (now := curve[name][step]) is None else abs(now - value) / record.tolerances[name].value
+        float("inf") if (now := curve[name][step]) is None else abs(now - value) / record.tolerances[name][step]
         for step, name in recorded_points(record, until)
         if (value := recorded[name][step]) is not None
     ]

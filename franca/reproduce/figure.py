@@ -36,8 +36,8 @@ def draw(path: Path, outcome: Outcome) -> None:
 
 def _panel(axis: Axes, record: Record, name: str, agreement: Agreement | None, steps: int) -> None:
     recorded = record.steps(name)
-    mean, tolerance = [record.mean(name, step) for step in recorded], record.tolerances[name].value
-    low, high = [value - tolerance for value in mean], [value + tolerance for value in mean]
+    mean, tolerance = [record.mean(name, step) for step in recorded], record.tolerances[name]
+    low, high = ([m + sign * tolerance[step] for m, step in zip(mean, recorded, strict=True)] for sign in (-1, 1))
     axis.fill_between(recorded, low, high, color=SKY, alpha=0.35, linewidth=0, label="recorded mean ± tolerance")
     for number, curve in enumerate(record.seeds.values()):
         values = [float(curve[name][step] or 0.0) for step in recorded]

@@ -1,5 +1,6 @@
 """The recipes that have a recorded curve, and what to expect of them."""
 
+from franca.eval.result import columns
 from franca.reproduce.curve import SCORES
 from franca.reproduce.recipe import all_recipes
 from franca.reproduce.record import Record, read_record
@@ -11,10 +12,8 @@ def listing() -> list[str]:
     """A table, one line each; then those without a record. Raises ReproduceError where there are no recipes."""
     recipes = all_recipes()
     rows = [HEADER, *(_row(read_record(recipe.record)) for recipe in recipes if recipe.record.exists())]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     without = [recipe.name for recipe in recipes if not recipe.record.exists()]
-    return [*lines, f"not recorded yet: {', '.join(without)}"] if without else lines
+    return [columns(rows), *([f"not recorded yet: {', '.join(without)}"] if without else [])]
 
 
 def _row(record: Record) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """What a run was made with, so far as it can explain another curve: code, torch, device, precision, images."""
 
 import hashlib
+import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from franca.train.config import TrainConfig
 
 PACKAGE = Path(franca.__file__).resolve().parent
 OWN = "reproduce"  # the part that only watches a run
+# What a record holds of a run, besides its curve; the likeliest reasons of another curve first.
+FACTS = ("images", "images_hash", "precision", "torch", "device", "commit")
 
 
 def facts_of(config: TrainConfig) -> dict[str, Any]:
@@ -38,9 +41,8 @@ def facts_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def differences(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What differs from the record, in words, the images first: they are the likeliest reason of another curve."""
-    order = ("images", "images_hash", "precision", "torch", "device", "commit")
-    return [f"{name}: {here[name]} here, {recorded[name]} recorded" for name in order if here[name] != recorded[name]]
+    """What differs from the record, in words."""
+    return [f"{name}: {here[name]} here, {recorded[name]} recorded" for name in FACTS if here[name] != recorded[name]]
 
 
 def code_hash() -> str:
@@ -54,15 +56,15 @@ def code_hash() -> str:
 
 
 def commit() -> str:
-    """Of the clone that the package lies in, with "-dirty" where files differ from it; "unknown" outside of one."""
+    """Of the package's clone, "-dirty" where files differ from it; outside of one what FRANCA_COMMIT says."""
+    stated = os.environ.get("FRANCA_COMMIT", "unknown")
     if not (PACKAGE.parent / ".git").exists():
-        return "unknown"
+        return stated
     command = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty", "--exclude", "*", "--abbrev=12"]
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip() or stated
     except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return asked.stdout.strip() or "unknown"
+        return stated
 
 
 def device_words(device: torch.device) -> str:

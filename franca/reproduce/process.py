@@ -62,9 +62,10 @@ class TrainingProcess:
         if received:
             raise Stopped(received[0])
         status = self.child.returncode
-        if status in (STOPPED, -signal.SIGTERM) and not asked:  # the second: before it had begun
+        ended = (STOPPED, -signal.SIGTERM)  # the second: before its handler was there, or after
+        if status in ended and not asked:
             raise Stopped(signal.SIGTERM)
-        if status not in (0, STOPPED):
+        if status not in (0, *ended):
             how = f"status {status}" if status > 0 else f"signal {-status} ({signal.Signals(-status).name})"
             said = "\n".join(f"  {line}" for line in self.words)
             raise ReproduceError(f"the training process ended with {how}; its last words:\n{said}")

@@ -1,6 +1,7 @@
 """The record of a recipe: curves of some seeds, their tolerances, and what they were made with, as a JSON file."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +9,15 @@ from statistics import fmean
 from typing import Any
 
 from franca.files import replace_text
-from franca.reproduce.curve import Curve
+from franca.reproduce.curve import Curve, steps_of
 from franca.reproduce.errors import ReproduceError
-from franca.reproduce.tolerance import Tolerance
+from franca.reproduce.machine import FACTS
+from franca.reproduce.tolerance import Tolerances
 from franca.train.config import TrainConfig
 
 FORMAT = 1
 DIGITS = 5  # significant ones that a value keeps
+LINE = r'\{\s*"step"[^{}]*\}|\[[^][{}]*\]'  # what stands on one line: a row of a curve, a list of an option
 
 GIVEN, SPLIT, NONE = "folders of its own", "the training images, split in two", "nothing"
 
@@ -23,9 +26,10 @@ GIVEN, SPLIT, NONE = "folders of its own", "the training images, split in two", 
 class Record:
     """What is known of a recipe's runs.
 
-    facts: commit, torch, device, precision, images and images_hash, as `franca.reproduce.machine` puts them.
+    facts: FACTS, as `franca.reproduce.machine` puts them; "unknown" where the command didn't begin the runs.
     learned: the configuration that was run, without what is a user's own. evaluated: GIVEN, SPLIT or NONE.
-    minutes: of one run's steps, on average. window: steps that a point of the losses stands for.
+    minutes: of one run's steps, on average. window: steps that a point of the losses stands for. tolerance: where the
+    tolerances come from, in words.
     """
 
     recipe: str
@@ -34,7 +38,8 @@ class Record:
     evaluated: str
     window: int
     learned: dict[str, Any]
-    tolerances: dict[str, Tolerance]
+    tolerance: str
+    tolerances: Tolerances
     seeds: dict[int, Curve]
 
     def mean(self, quantity: str, step: int) -> float:
@@ -60,22 +65,22 @@ def changed_since(record: Record, now: Mapping[str, Any]) -> list[str]:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Put the record in its place, whole, one row a line. Raises OSError."""
-    tolerated = {name: {"value": _short(item.value), "origin": item.origin} for name, item in record.tolerances.items()}
-    parts = {
-        "format": json.dumps(FORMAT),
-        "recipe": json.dumps(record.recipe),
-        **{name: json.dumps(value) for name, value in record.facts.items()},
-        "minutes": json.dumps(_short(record.minutes)),
-        "evaluated": json.dumps(record.evaluated),
-        "window": json.dumps(record.window),
-        "tolerances": _lines(tolerated),
-        "learned": _lines(record.learned),
+    """Put the record in its place, whole, one row of a curve a line. Raises OSError."""
+    content = {
+        "format": FORMAT,
+        "recipe": record.recipe,
+        **record.facts,
+        "minutes": _short(record.minutes),
+        "evaluated": record.evaluated,
+        "window": record.window,
+        "learned": record.learned,
+        "tolerance": record.tolerance,
+        "tolerances": _rows(record.tolerances),
+        "seeds": {seed: _rows(curve) for seed, curve in record.seeds.items()},
     }
-    seeds = {str(seed): _rows(curve) for seed, curve in record.seeds.items()}
-    parts["seeds"] = "{\n" + ",\n".join(f'    "{seed}": {rows}' for seed, rows in seeds.items()) + "\n  }"
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, "{\n" + ",\n".join(f'  "{name}": {text}' for name, text in parts.items()) + "\n}\n")
+    text = re.sub(LINE, lambda found: " ".join(found[0].split()), json.dumps(content, indent=2))
+    replace_text(path, text + "\n")
 
 
 def read_record(path: Path) -> Record:
@@ -89,18 +94,19 @@ def read_record(path: Path) -> Record:
             )
         return Record(
             recipe=content["recipe"],
-            facts={name: content[name] for name in ("commit", "torch", "device", "precision", "images", "images_hash")},
+            facts={name: content[name] for name in FACTS},
             minutes=content["minutes"],
             evaluated=content["evaluated"],
             window=content["window"],
             learned=content["learned"],
-            tolerances={name: Tolerance(**item) for name, item in content["tolerances"].items()},
+            tolerance=content["tolerance"],
+            tolerances=_curve(content["tolerances"]),
             seeds={int(seed): _curve(rows) for seed, rows in content["seeds"].items()},
         )
     except FileNotFoundError:
         raise ReproduceError(
-            f"{path} does not exist: this recipe has no recorded curve. --record 0,1,2 makes one; --list shows those "
-            "that have"
+            f"{path} does not exist: this recipe has no recorded curve. --record 0,1,2 makes one; without a name "
+            "the command lists those that have"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ReproduceError):
@@ -108,27 +114,20 @@ def read_record(path: Path) -> Record:
         raise ReproduceError(f"{path} is no record of a recipe ({type(error).__name__}: {error}); restore it") from None
 
 
-def _rows(curve: Curve) -> str:
-    steps = sorted({step for values in curve.values() for step in values})
-    rows = [
+def _rows(curve: Curve) -> list[dict[str, float | None]]:
+    return [
         {"step": step} | {name: _short(values[step]) for name, values in curve.items() if step in values}
-        for step in steps
+        for step in steps_of(curve)
     ]
-    return "[\n" + ",\n".join(f"      {json.dumps(row)}" for row in rows) + "\n    ]"
 
 
-def _curve(rows: list[dict[str, Any]]) -> dict[str, dict[int, float | None]]:
-    curve: dict[str, dict[int, float | None]] = {}
+def _curve(rows: list[dict[str, Any]]) -> dict[str, dict[int, Any]]:
+    curve: dict[str, dict[int, Any]] = {}
     for row in rows:
         for name, value in row.items():
             if name != "step":
                 curve.setdefault(name, {})[row["step"]] = value
     return curve
-
-
-def _lines(entries: Mapping[str, Any]) -> str:
-    rows = [f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items()]
-    return "{\n" + ",\n".join(rows) + "\n  }"
 
 
 def _short(value: float | None) -> float | None:

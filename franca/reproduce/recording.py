@@ -5,11 +5,11 @@ from statistics import fmean
 
 from franca.reproduce.curve import Curve, minutes_of, steps_of, window_of
 from franca.reproduce.errors import ReproduceError
-from franca.reproduce.machine import facts_of
+from franca.reproduce.machine import FACTS
 from franca.reproduce.recipe import Recipe, learned
 from franca.reproduce.record import Record, evaluated_on, write_record
 from franca.reproduce.run import FolderOfRun
-from franca.reproduce.tolerance import tolerances
+from franca.reproduce.tolerance import rule_of, tolerances
 
 Say = Callable[[str], None]
 
@@ -40,13 +40,15 @@ def record_seeds(
     curves: dict[int, Curve] = {seed: run.curve() for seed, run in runs.items()}
     for seed, curve in curves.items():
         _require_finite(seed, curve)
+    source = next((run for run in runs.values() if run.made_elsewhere), next(iter(runs.values())))
     record = Record(
         recipe=recipe.name,
-        facts=facts_of(config),
+        facts={name: source.begun_with[name] for name in FACTS},
         minutes=fmean(minutes_of(run.lines()) for run in runs.values()),
         evaluated=evaluated_on(config),
         window=window_of(config.steps, config.log.every),
         learned=learned(config),
+        tolerance=rule_of(given),
         tolerances=tolerances(curves, given),
         seeds=curves,
     )
@@ -55,7 +57,7 @@ def record_seeds(
 
 
 def _train_whole(run: FolderOfRun, say: Say) -> None:
-    run.require_same_code()
+    run.require_same()
     if run.complete:
         say(f"{run.output} holds that run already, whole: nothing was trained")
         return
@@ -74,4 +76,5 @@ def _require_finite(seed: int, curve: Curve) -> None:
 
 def summary(record: Record) -> list[str]:
     """Which tolerances follow, in words."""
-    return [f"  {name}: {item.value:.3g} ({item.origin})" for name, item in record.tolerances.items()]
+    ranges = {name: (min(at.values()), max(at.values())) for name, at in record.tolerances.items()}
+    return [record.tolerance, *(f"  {name}: {low:.3g} to {high:.3g}" for name, (low, high) in ranges.items())]

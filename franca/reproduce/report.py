@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from franca.eval.result import columns
 from franca.reproduce.comparison import FAR, Agreement, Point
 from franca.reproduce.record import Record
 
@@ -15,6 +16,7 @@ class Outcome:
     """A whole comparison.
 
     until: step at which it was to end, None for the whole run. differences: from the record's facts, in words.
+    made_elsewhere: whether something else than this command began the run.
     own: the largest deviation from the recorded curve of the same seed, in tolerances; None where it isn't recorded.
     """
 
@@ -24,6 +26,7 @@ class Outcome:
     until: int | None
     agreements: Sequence[Agreement]
     differences: Sequence[str]
+    made_elsewhere: bool
     own: float | None
 
     @property
@@ -48,13 +51,7 @@ def point_line(point: Point, record: Record) -> str:
 
 def table(agreements: Sequence[Agreement]) -> str:
     """One row for each quantity, at its last point; deviations are in tolerances."""
-    rows = [HEADER, *(_row(agreement) for agreement in agreements)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return columns([HEADER, *(_row(agreement) for agreement in agreements)])
 
 
 def verdict(outcome: Outcome) -> list[str]:
@@ -74,7 +71,12 @@ def verdict(outcome: Outcome) -> list[str]:
         lines += [f"  {_where(agreement)}" for agreement in differing]
     if outcome.own is not None:
         lines.append(f"from the recorded curve of seed {outcome.seed} itself: at most {outcome.own:.2g} tolerances off")
-    lines += [f"differs from the record: {words}" for words in outcome.differences]
+    if outcome.made_elsewhere:
+        lines.append(
+            "the run was made elsewhere, not begun by this command: its code, torch, device and images are unknown"
+        )
+    else:
+        lines += [f"differs from the record: {words}" for words in outcome.differences]
     if not outcome.reproduced and not outcome.differences:
         lines.append("all that the record states is the same here: look at what was changed without being stated")
     return lines
@@ -89,6 +91,7 @@ def as_data(outcome: Outcome) -> dict[str, Any]:
         "verdict": "reproduced" if outcome.reproduced else "differs",
         "steps": outcome.steps,
         "until": outcome.until,
+        "made_elsewhere": outcome.made_elsewhere,
         "differs_from_the_record": list(outcome.differences),
         "quantities": [
             {

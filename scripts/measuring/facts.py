@@ -1,7 +1,5 @@
 """Where numbers were taken: device, releases, commit. And tables of them."""
 
-import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import torch
 
 from franca.devices import peak_memory
 from franca.peaks import name_of
+from franca.reproduce.machine import commit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,16 +19,6 @@ def facts(device: torch.device, precision: torch.dtype | None) -> dict[str, str]
         name += f", {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
     kind = "fp32" if precision is None else str(precision).removeprefix("torch.").replace("bfloat16", "bf16")
     return {"device": name, "precision": kind, "torch": torch.__version__, "commit": commit()}
-
-
-def commit() -> str:
-    """Of this checkout, "-dirty" where files differ from it; outside of one what FRANCA_COMMIT says."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        found = ""
-    return found or os.environ.get("FRANCA_COMMIT", "unknown")
 
 
 def reset_peak(device: torch.device) -> None:

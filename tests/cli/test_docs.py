@@ -113,7 +113,7 @@ SMALL_KNN = "size=28 resize=28 ks=[3]"
 STEP = ".venv/bin/python scripts/benchmark_step.py"
 STUDY = ".venv/bin/python scripts/study.py configs/studies"
 FEW_STEPS = "--steps 1 --blocks 1 --warmup 0"
-REPRODUCE = ".venv/bin/franca reproduce --list"  # tests/reproduce/test_quickstart.py runs one
+REPRODUCE = ".venv/bin/franca reproduce"  # tests/reproduce/test_quickstart.py runs one
 PRETRAIN = ".venv/bin/python -m franca.train --config configs/pretrain/vitb14_in21k.yaml"
 
 COMMANDS = {

@@ -9,7 +9,7 @@ import pytest
 from franca.reproduce import run
 from franca.reproduce.curve import LOSSES, Curve
 from franca.reproduce.record import Record
-from franca.reproduce.tolerance import tolerances
+from franca.reproduce.tolerance import rule_of, tolerances
 from franca.train.build import claim_run_folder
 from franca.train.config import load_config
 from franca.train.logger import MetricsFile
@@ -25,7 +25,10 @@ def make_record() -> Callable[..., Record]:
 
     def make(*curves: Curve, **given: float) -> Record:
         seeds = dict(enumerate(curves))
-        return Record("some", dict(FACTS), 1.0, "nothing", 1, {"steps": STEPS}, tolerances(seeds, given), seeds)
+        return Record(
+            *("some", dict(FACTS), 1.0, "nothing", 1, {"steps": STEPS}),
+            *(rule_of(given), tolerances(seeds, given), seeds),
+        )
 
     return make
 
@@ -46,7 +49,7 @@ class PretendedProcess:
 
     error: Exception | None = None  # raised at half of the run
     lr: float | None = None  # what it learns with, whatever it is told
-    starts = 0
+    starts, stops = 0, 0
 
     def __init__(self, arguments: list[str], say: Callable[[str], None]) -> None:
         self.config = load_config(arguments[1], arguments[2:])
@@ -65,6 +68,7 @@ class PretendedProcess:
             line: dict[str, Any] = {"step": step, "images": 4 * step, "images_per_second": 2.0}
             metrics.write(line | dict.fromkeys(LOSSES, loss))
             if enough():
+                type(self).stops += 1
                 return
 
 

@@ -33,10 +33,11 @@ def result(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_run_of_another_seed_is_reproduced(
-    recorded: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    recorded: list[str], pretended: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(command, "can_draw", can_draw)
     assert main([*recorded, "seed=5"]) == 0
+    assert pretended.stops == 0, "a whole run ends by itself: a signal could meet it while it ends"
     said = capsys.readouterr().out
     assert said.count("  step ") == 20 * 5
     assert "reproduced: some (seed 5) learns as seeds 0, 1, 2 did" in said
@@ -71,6 +72,7 @@ def test_the_beginning_alone_and_then_the_rest(
 ) -> None:
     assert main([*recorded, "--until", "9"]) == 0
     assert "its first 9 of 40 steps" in capsys.readouterr().out
+    assert pretended.stops == 1
     lines = run.read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 9)), "it stops after the last recorded point, step 8"
     assert len(result(tmp_path)["points"]) == 4 * 5
@@ -109,6 +111,35 @@ def test_a_run_of_other_code_is_not_taken_for_this_ones(
     assert "remove the folder" in said
 
 
+def test_a_run_on_other_images_is_not_taken_for_this_ones(recorded: list[str], tmp_path: Path, capsys: Capture) -> None:
+    assert main([*recorded, "--until", "9"]) == 0
+    notes = tmp_path / "run" / "reproduce.json"
+    notes.write_text(notes.read_text().replace('"images": 20', '"images": 21'))
+    assert main(recorded) == 2
+    assert "images 21 there, 20 here" in capsys.readouterr().err
+
+
+def test_a_run_that_another_command_made_is_compared_and_said_to_be_so(
+    recorded: list[str], recipe: Path, pretended: Pretended, tmp_path: Path, capsys: Capture
+) -> None:
+    pretended(["--config", str(recipe), f"output={tmp_path / 'run'}"], print).run(lambda: False)
+    assert main([*recorded]) == 0
+    assert "made elsewhere, not begun by this command: its code, torch" in capsys.readouterr().out
+    assert result(tmp_path)["made_elsewhere"] is True
+    assert set(result(tmp_path)["begun_with"].values()) == {"unknown"}
+    assert main([*recorded]) == 0
+    assert result(tmp_path)["made_elsewhere"] is True, "also when it is looked at again"
+
+
+def test_a_record_of_runs_that_another_command_made_claims_nothing_of_them(
+    recipe: Path, pretended: Pretended, tmp_path: Path
+) -> None:
+    folder = tmp_path / "rec"
+    pretended(["--config", str(recipe), "seed=1", f"output={folder}-seed1"], print).run(lambda: False)
+    assert main([str(recipe), "--record", "0,1", f"output={folder}"]) == 0
+    assert set(read_record(recipe.parent / "recorded" / "some.json").facts.values()) == {"unknown"}
+
+
 def test_a_recipe_that_was_edited_is_not_compared(recorded: list[str], recipe: Path, capsys: Capture) -> None:
     recipe.write_text(recipe.read_text().replace("momentum: 0.9", "momentum: 0.8"))
     assert main(recorded) == 2
@@ -141,8 +172,8 @@ def test_recording_says_the_tolerances_and_goes_on_where_it_stopped(
     pretended.error = None
     assert main(arguments) == 0
     said = capsys.readouterr().out
+    assert "3 s sqrt(1 + 1/R)" in said
     assert "loss: 0.0" in said
-    assert "the spread of seeds 3, 4" in said
     record = read_record(recipe.parent / "recorded" / "some.json")
     assert list(record.seeds) == [3, 4]
     assert record.minutes == pytest.approx(40 * 4 / 2.0 / 60, rel=1e-4)

@@ -58,6 +58,12 @@ def test_it_is_stopped_when_there_is_enough(processes: Processes) -> None:
     assert child.child.returncode == STOPPED
 
 
+def test_one_that_is_asked_to_stop_while_its_handler_is_not_there_has_not_failed(processes: Processes) -> None:
+    child = processes(f"import time; {SLEEP}")
+    child.run(lambda: bool(child.words))
+    assert child.child.returncode == -signal.SIGTERM
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_passed_on_as_sigterm(processes: Processes, number: int) -> None:
     child = processes(OBEYS)
