@@ -24,7 +24,7 @@ def page(study: StudyConfig, results: StudyResults) -> str:
 
 
 def scores_table(study: StudyConfig, results: StudyResults) -> str:
-    """A row for each rung: mean ± standard deviation over its seeds; (n): of n seeds, where the cells of a row differ."""
+    """A row for each rung: mean ± standard deviation over its seeds; (n): of n seeds, where a row's cells differ."""
     head = ["", *(_with_slice(column) for column in study.columns.values()), "seeds", "minutes each"]
     rows = []
     for name, rung in study.rungs.items():
