@@ -55,6 +55,11 @@ class ColumnConfig:
     digits: int = 1
     better: str = "higher"
 
+    @property
+    def title(self) -> str:
+        """Its label, with the slice where that is not the whole feature."""
+        return self.label if self.slice == "d" else f"{self.label}, {self.slice}"
+
 
 @dataclass
 class CurveConfig:

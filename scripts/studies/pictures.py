@@ -57,7 +57,7 @@ def _by_rung(
             axis.plot([mean, mean], [height - 0.32, height + 0.32], color=BLUE, linewidth=2.5)
             axis.plot(list(values.values()), [height] * len(values), "o", color=VERMILION, markersize=4, alpha=0.75)
     arrow = {"higher": " →", "lower": " ←", "": ""}[column.better]
-    axis.set_title(f"{column.label}{arrow}", fontsize=11)
+    axis.set_title(f"{column.title}{arrow}", fontsize=11)
     labels = [study.rungs[name].label or name for name in rungs] if named else [""] * len(rungs)
     axis.set_yticks(list(heights), labels, color=INK)
     axis.set_ylim(0.4, len(rungs) + 0.6)

@@ -18,14 +18,14 @@ def page(study: StudyConfig, results: StudyResults) -> str:
     parts = [scores_table(study, results)]
     rows = differences(study, results)
     if rows:
-        head = ["", *(_with_slice(column) for column in study.columns.values())]
+        head = ["", *(column.title for column in study.columns.values())]
         parts += ["Differences, seed by seed; bold where their 95 % interval leaves out 0:", markdown(head, rows)]
     return "\n\n".join([*parts, provenance(results)])
 
 
 def scores_table(study: StudyConfig, results: StudyResults) -> str:
     """A row for each rung: mean ± standard deviation over its seeds; (n): of n seeds, where a row's cells differ."""
-    head = ["", *(_with_slice(column) for column in study.columns.values()), "seeds", "minutes each"]
+    head = ["", *(column.title for column in study.columns.values()), "seeds", "minutes each"]
     rows = []
     for name, rung in study.rungs.items():
         counts = {len(results.shown(name, key, column)) for key, column in study.columns.items()} - {0}
@@ -47,10 +47,6 @@ def differences(study: StudyConfig, results: StudyResults) -> list[list[str]]:
             label = f"{rung.label or name} against {study.rungs[rung.against].label or rung.against}"
             rows += [[label, *cells]] if any(cells) else []
     return rows
-
-
-def _with_slice(column: ColumnConfig) -> str:
-    return column.label if column.slice == "d" else f"{column.label}, {column.slice}"
 
 
 def _score(study: StudyConfig, results: StudyResults, rung: str, key: str, counted: bool) -> str:
