@@ -93,6 +93,10 @@ def report(options: argparse.Namespace, study: StudyConfig, tasks: Sequence[Task
     """Write and print all that is there; what the tables don't show is kept in the files all the same."""
     name, current = options.study.stem, results.of(tasks)
     text = page(study, current)
+    commits = list(dict.fromkeys(place["commit"] for place in current.places))
+    if len(commits) > 1:
+        said = "WARNING: these numbers are of several commits (%s); a difference between rows may be one between those"
+        logging.getLogger(__name__).warning(said, ", ".join(commits))
     files = [options.folder / f"{name}.json", *([options.results] if options.results else [])]
     for file in files:
         results.write(file)

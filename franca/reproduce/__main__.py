@@ -16,9 +16,8 @@ examples:
   {PROG} quickstart                          run it again, and compare
   {PROG} quickstart --until 60               its beginning alone, with the same schedules
   {PROG} quickstart seed=1 output=runs/again
-  {PROG} imagenette_cpu data.path=/data/imagenette/train \\
-      evaluation.train=/data/imagenette/train evaluation.test=/data/imagenette/val
   {PROG} quickstart --record 0,1,2 --force   record it anew
+  {PROG} mine.yaml --record 0,1,2            record a recipe of your own
 
 Each recorded point is compared as soon as the run reaches it. At the end: a table, a verdict, OUTPUT/reproduce.json and
 a picture, OUTPUT/reproduce.png. The same command continues a run that was stopped, also without --until.

@@ -68,6 +68,10 @@ def _reproduce(recipe: Recipe, overrides: list[str], until: int | None) -> int:
     if not wanted:
         first = min(step for step, _ in recorded_points(record))
         raise ReproduceError(f"--until {until}: the first recorded point is that of step {first}; give that or a later")
+    if until is not None and until > run.config.steps:
+        raise ReproduceError(
+            f"--until {until}: {recipe.name} has {run.config.steps} steps; without --until all are run"
+        )
     run.require_same()
     watcher = _Watcher(record, run, until, wanted)
     if watcher.look():

@@ -59,6 +59,11 @@ def build_evaluation(config: TrainConfig) -> Evaluate | None:
     if options.every == 0:
         return None
     if options.train:
+        if Path(options.train).resolve() == Path(options.test).resolve():
+            logging.getLogger(__name__).warning(
+                "WARNING: evaluation.train and evaluation.test are both %s: each image finds itself, k-NN says nothing",
+                options.train,
+            )
         build = SOURCES.get(config.data.source, ImageFolder)
         with refused_as("evaluation"):
             memory, queries = (build(path, config.data.channels) for path in (options.train, options.test))

@@ -24,7 +24,7 @@ def draw(path: Path, study: StudyConfig, results: StudyResults) -> bool:
     count = len(columns) + len(curves)
     down = -(-count // ABREAST)
     with figure(path, 3.9 * min(count, ABREAST) + 1.6, 0.7 + down * (1.3 + 0.27 * max(len(rungs), 5))) as drawn:
-        head_line(drawn, study.title)
+        head_line(drawn, f"{study.title} (dots: seeds, bars: their mean)")
         places = drawn.subplots(down, min(count, ABREAST), squeeze=False).flatten()
         for place in places[count:]:
             place.set_visible(False)

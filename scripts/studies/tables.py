@@ -16,6 +16,8 @@ NOT_RUN, NOT_ASKED = "not run", ""
 def page(study: StudyConfig, results: StudyResults) -> str:
     """The table of scores, that of differences, and where they were taken."""
     parts = [scores_table(study, results)]
+    if re.search(r" \(\d+\) \|", parts[0]):
+        parts.append("(n): of n seeds alone.")
     rows = differences(study, results)
     if rows:
         head = ["", *(column.title for column in study.columns.values())]

@@ -210,6 +210,15 @@ def test_unlabelled_images_switch_online_evaluation_off(
     assert not any("knn" in name for line in read_metrics(place / "run" / "metrics.jsonl") for name in line)
 
 
+def test_an_evaluation_on_its_own_memory_is_warned_of(
+    run: Callable[..., int], place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = place / "images"
+    folders = (f"evaluation.train={images}", f"evaluation.test={images}/", "evaluation.ks=[1]")
+    assert run("steps=2", *EVALUATION, *folders) == 0
+    assert "each image finds itself, k-NN says nothing" in caplog.text
+
+
 def test_half_of_torchruns_variables_is_an_error_of_one_line(
     run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

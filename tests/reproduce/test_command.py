@@ -200,6 +200,7 @@ def test_a_record_holds_no_run_that_was_not_finite(recipe: Path, pretended: Pret
         (["--record", "0,1", "--tolerance", "loss"], "QUANTITY=VALUE"),
         (["--until", "0"], "1 or more"),
         (["--until", "1"], "the first recorded point is that of step 2"),
+        (["--until", "999"], "steps; without --until all are run"),
         (["steps=3"], "another run"),
     ],
 )
