@@ -315,8 +315,8 @@ COMMANDS = {
         "--data camvid=/path/to/camvid --minutes 9 --results ladder_device.json"
     ): Run("--dry-run"),
     (
-        f"{STUDY}/recipe.yaml runs/recipe --data imagenette=/path/to/imagenette --data camvid=/path/to/camvid "
-        "--minutes 9 --results recipe.json"
+        f"{STUDY}/recipe.yaml runs/vits14 --data imagenette=/path/to/imagenette --data camvid=/path/to/camvid "
+        "--minutes 9 --results vits14.json config=configs/recipes/imagenette_vits14.yaml"
     ): Run("--dry-run"),
     ".venv/bin/python scripts/bring_back.py pack runs/imagenette_vits14 brought_back": Run(
         instead="test -f runs/quickstart/teacher.pth && "
