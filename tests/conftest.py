@@ -11,7 +11,7 @@ from PIL import Image
 
 FOLDERS = ("FRANCA_PARITY", "FRANCA_DATA")
 CLUSTER = "FRANCA_SLURM"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 LIMIT = 600  # seconds for one test, whatever it waits for
 # Resolved once, at the start: a test may change the working directory.
 _PATHS = {name: Path(os.environ[name]).resolve() for name in (*FOLDERS, CLUSTER) if os.environ.get(name)}

@@ -25,6 +25,7 @@ FLOORS = {
     "franca.metrics": 0,
     "franca.config": 0,
     "franca.files": 0,
+    "franca.children": 0,
     "franca.openmp": 0,
     "franca.devices": 1,
     "franca.peaks": 1,

@@ -1,6 +1,7 @@
 """What `python -m franca.reproduce` does once its arguments are read."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def run(options: argparse.Namespace) -> int:
             _record(options)
         else:
             return _reproduce(find_recipe(options.name), options.overrides, options.until)
-    except Stopped as stop:
+    except (Stopped, KeyboardInterrupt) as error:
+        stop = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)  # while nothing trained
         print(stop, file=sys.stderr)
         return 128 + stop.signal_number
     except (ReproduceError, ConfigError, DataError, OSError) as error:

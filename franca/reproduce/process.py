@@ -2,32 +2,32 @@
 
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from threading import Thread
-from types import FrameType
 from typing import IO
 
+from franca.children import SIGNALS, Child, Children
 from franca.reproduce.errors import ReproduceError, Stopped
 
 POLL = 0.5  # seconds between two looks
-STOPPED = 128 + signal.SIGTERM  # status of a run that was asked to stop, and has saved its state
+GRACE = 20.0  # seconds that the run has to save when looking at it has failed
 LAST_WORDS = 6  # lines of a failed run that its error repeats
+STOPPED_BY = {128 + number: number for number in SIGNALS}  # status -> signal
 
 
 class TrainingProcess:
     """One start of a run; what it prints is handed on line by line.
 
-    SIGTERM and Ctrl-C are passed on once, as SIGTERM: the run saves its state and stops. A second signal kills.
+    A signal (see `Children`) asks the run to save its state and stop; a second one kills it.
 
     arguments: of franca.train. say: prints a line.
     """
 
     def __init__(self, arguments: Sequence[str], say: Callable[[str], None]) -> None:
-        self.command = [sys.executable, "-u", "-m", "franca.train", *arguments]
+        self.arguments = ["-m", "franca.train", *arguments]
         self.say = say
         self.words: deque[str] = deque(maxlen=LAST_WORDS)
 
@@ -38,70 +38,28 @@ class TrainingProcess:
             Stopped: a signal came, or someone else stopped the run.
             ReproduceError: the run failed.
         """
-        with self._signals() as received:
-            # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
-            self.child = subprocess.Popen(
-                self.command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-            )
-            assert self.child.stdout is not None
-            reader = Thread(target=self._hand_on, args=(self.child.stdout,), daemon=True)
+        with Children(GRACE) as children:
+            self.child = children.add(Child(self.arguments, subprocess.PIPE))
+            reader = Thread(target=self._hand_on, args=(self.child.process.stdout,), daemon=True)
             reader.start()
-            try:
-                asked = self._watch(enough)
-            finally:
-                self._send(signal.SIGKILL)
-                self.child.wait()
-                reader.join()
-            enough()
-        if received:
-            raise Stopped(received[0])
-        status = self.child.returncode
-        ended = (STOPPED, -signal.SIGTERM)  # the second: before its handler was there, or after
-        if status in ended and not asked:
-            raise Stopped(signal.SIGTERM)
-        if status not in (0, *ended):
-            how = f"status {status}" if status > 0 else f"signal {-status} ({signal.Signals(-status).name})"
+            while (status := self.child.poll()) is None:
+                if not self.child.asked and enough():
+                    self.child.ask()
+                time.sleep(POLL)
+        reader.join()
+        enough()
+        if children.signal_number is not None:
+            raise Stopped(children.signal_number, passed_on=True)
+        if status in STOPPED_BY and not self.child.asked:
+            raise Stopped(STOPPED_BY[status])
+        if status not in (0, *STOPPED_BY):
+            code = self.child.process.returncode
+            how = f"status {code}" if code > 0 else f"signal {-code} ({signal.Signals(-code).name})"
             said = "\n".join(f"  {line}" for line in self.words)
             raise ReproduceError(f"the training process ended with {how}; its last words:\n{said}")
 
-    def _watch(self, enough: Callable[[], bool]) -> bool:
-        """Returns whether it was asked to stop because there was enough."""
-        asked = False
-        while self.child.poll() is None:
-            if not asked and enough():
-                asked = True
-                self._send(signal.SIGTERM)
-            time.sleep(POLL)
-        return asked
-
-    def _hand_on(self, output: IO[str]) -> None:
-        with output:
-            for line in output:
+    def _hand_on(self, output: IO[bytes]) -> None:
+        with TextIOWrapper(output, errors="replace") as lines:
+            for line in lines:
                 self.words.append(line.rstrip())
                 self.say(line.rstrip())
-
-    def _send(self, number: int) -> None:
-        if self.child.poll() is None:
-            self.child.send_signal(number)
-
-    @contextmanager
-    def _signals(self) -> Iterator[list[int]]:
-        received: list[int] = []
-
-        def pass_on(number: int, _: FrameType | None) -> None:
-            if hasattr(self, "child"):
-                self._send(signal.SIGKILL if received else signal.SIGTERM)
-            received.append(number)
-
-        earlier = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield received
-        finally:
-            for number, handler in earlier.items():
-                signal.signal(number, handler)

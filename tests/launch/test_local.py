@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -10,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from franca.children import STOPPED
 from franca.launch import local
-from franca.launch.local import STOPPED, LocalRun
+from franca.launch.local import LocalRun
 from franca.metrics import read_metrics
 
 SLEEP = "import time, sys; print('up', flush=True); time.sleep(60)"
@@ -25,7 +25,7 @@ def runs(tmp_path: Path) -> Runs:
 
     def make(program: str, processes: int = 2) -> LocalRun:
         run = LocalRun([], processes, tmp_path / "jobs")
-        run.command = [sys.executable, "-c", program]
+        run.arguments = ["-c", program]
         return run
 
     return make
@@ -35,16 +35,14 @@ def says(run: LocalRun) -> list[str]:
     return [log.read_text().strip() for log in run.logs]
 
 
-def send_when_up(run: LocalRun, *numbers: int) -> None:
-    """Signals to this process, once each process of the run has printed its first line."""
+def send_when_up(run: LocalRun, number: int) -> None:
+    """A signal to this process, once each process of the run has printed its first line."""
 
     def send() -> None:
         deadline = time.monotonic() + 60
         while not all(log.exists() and log.stat().st_size for log in run.logs) and time.monotonic() < deadline:
             time.sleep(0.02)
-        for number in numbers:
-            os.kill(os.getpid(), number)
-            time.sleep(0.5)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=send, daemon=True).start()
 
@@ -75,26 +73,18 @@ def test_a_process_that_fails_ends_the_run_with_its_status_and_last_words(
     assert run.run() == 1
     said = capfd.readouterr().err
     assert f"process 1 ended with status 1; {run.logs[1]} ends with\n  no more" in said
-    assert all(child.poll() is not None for child in run.children)
+    assert all(child.process.returncode is not None for child in run.children.all)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_passed_on_once_as_sigterm(runs: Runs, number: int) -> None:
+def test_a_signal_stops_the_run(runs: Runs) -> None:
     run = runs(STOPS_WITH_ITS_STATUS)
-    send_when_up(run, number)
+    send_when_up(run, signal.SIGINT)
     assert run.run() == STOPPED
-    assert [child.returncode for child in run.children] == [STOPPED, STOPPED]
-
-
-def test_a_second_signal_kills(runs: Runs) -> None:
-    run = runs(f"import signal; signal.signal(15, signal.SIG_IGN); {SLEEP}")
-    send_when_up(run, signal.SIGINT, signal.SIGINT)
-    assert run.run() == 128 + signal.SIGKILL
+    assert [child.poll() for child in run.children.all] == [STOPPED, STOPPED]
 
 
 def test_the_time_limit_stops_the_run(runs: Runs) -> None:
     run = runs(STOPS_WITH_ITS_STATUS)
-    send_when_up(run)
     run.deadline = time.monotonic() + 1.0
     assert run.run() == STOPPED
 

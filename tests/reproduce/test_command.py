@@ -84,12 +84,21 @@ def test_the_beginning_alone_and_then_the_rest(
     assert pretended.starts == 2
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (Stopped(signal.SIGTERM), 143, "stopped by SIGTERM; the same command continues"),
+        (Stopped(signal.SIGINT, passed_on=True), 130, "stopped by SIGINT, passed on to the run as SIGTERM; the same"),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT; the same command continues"),
+    ],
+    ids=["SIGTERM", "SIGINT", "SIGINT before the run"],
+)
 def test_a_stopped_run_gives_the_signals_status_and_goes_on(
-    recorded: list[str], pretended: Pretended, capsys: Capture
+    error: Exception, status: int, words: str, recorded: list[str], pretended: Pretended, capsys: Capture
 ) -> None:
-    pretended.error = Stopped(signal.SIGTERM)
-    assert main(recorded) == 128 + signal.SIGTERM
-    assert "the same command continues" in capsys.readouterr().err
+    pretended.error = error
+    assert main(recorded) == status
+    assert words in capsys.readouterr().err
     pretended.error = None
     assert main(recorded) == 0
 

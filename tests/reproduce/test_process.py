@@ -2,16 +2,16 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
+from franca.children import STOPPED
 from franca.reproduce import process
 from franca.reproduce.errors import ReproduceError, Stopped
-from franca.reproduce.process import STOPPED, TrainingProcess
+from franca.reproduce.process import TrainingProcess
 
 SLEEP = "print('up', flush=True); time.sleep(60)"
 OBEYS = f"import signal, sys, time; signal.signal(15, lambda *_: sys.exit({STOPPED})); {SLEEP}"
@@ -26,7 +26,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
 
     def make(program: str) -> TrainingProcess:
         made = TrainingProcess([], lambda _: None)
-        made.command = [sys.executable, "-c", program]
+        made.arguments = ["-c", program]
         return made
 
     return make
@@ -55,45 +55,50 @@ def test_a_run_that_ends_is_followed_to_its_last_line(processes: Processes) -> N
 def test_it_is_stopped_when_there_is_enough(processes: Processes) -> None:
     child = processes(OBEYS)
     child.run(lambda: bool(child.words))
-    assert child.child.returncode == STOPPED
+    assert child.child.poll() == STOPPED
 
 
 def test_one_that_is_asked_to_stop_while_its_handler_is_not_there_has_not_failed(processes: Processes) -> None:
     child = processes(f"import time; {SLEEP}")
     child.run(lambda: bool(child.words))
-    assert child.child.returncode == -signal.SIGTERM
+    assert child.child.poll() == STOPPED
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGTERM, "stopped by SIGTERM; the same command continues the run"),
+        (signal.SIGINT, "stopped by SIGINT, passed on to the run as SIGTERM; the same command continues the run"),
+    ],
+)
+def test_the_signal_that_came_is_the_one_reported(processes: Processes, number: int, words: str) -> None:
+    child = processes(OBEYS)
+    send_when_up(child, number)
+    with pytest.raises(Stopped, match=words) as stop:
+        child.run(lambda: False)
+    assert stop.value.signal_number == number
+    assert child.child.poll() == STOPPED
+
+
+def test_the_first_of_two_signals_is_the_one_reported(processes: Processes) -> None:
+    child = processes(IGNORES)
+    send_when_up(child, signal.SIGINT, signal.SIGTERM)
+    with pytest.raises(Stopped, match="SIGINT"):
+        child.run(lambda: False)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_passed_on_as_sigterm(processes: Processes, number: int) -> None:
-    child = processes(OBEYS)
-    send_when_up(child, number)
-    with pytest.raises(Stopped) as stop:
-        child.run(lambda: False)
-    assert stop.value.signal_number == number
-    assert child.child.returncode == STOPPED
-
-
-def test_a_second_signal_kills(processes: Processes) -> None:
-    child = processes(IGNORES)
-    send_when_up(child, signal.SIGINT, signal.SIGINT)
-    with pytest.raises(Stopped):
-        child.run(lambda: False)
-    assert child.child.returncode == -signal.SIGKILL
-
-
-def test_a_run_that_someone_else_stops_is_stopped(processes: Processes) -> None:
-    child = processes(OBEYS)
-
+def test_a_run_that_someone_else_stops_is_stopped(processes: Processes, number: int) -> None:
+    child = processes(f"import signal, sys, time; signal.signal({number:d}, lambda n, _: sys.exit(128 + n)); {SLEEP}")
     sent: list[int] = []
 
     def stop_the_child() -> bool:
         if child.words and not sent:
-            sent.append(child.child.pid)
-            os.kill(child.child.pid, signal.SIGTERM)
+            sent.append(child.child.process.pid)
+            os.kill(sent[0], number)
         return False
 
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped, match=f"stopped by {signal.Signals(number).name};"):
         child.run(stop_the_child)
 
 
@@ -102,6 +107,7 @@ def test_a_run_that_someone_else_stops_is_stopped(processes: Processes) -> None:
     [
         ("import sys; print('error: no images'); sys.exit(2)", r"status 2; its last words:\n  error: no images"),
         ("import os; os.kill(os.getpid(), 9)", r"signal 9 \(SIGKILL\)"),
+        ("raise SystemExit(255)", "status 255"),
     ],
 )
 def test_a_run_that_fails_is_an_error_with_its_last_words(processes: Processes, program: str, words: str) -> None:
@@ -109,12 +115,14 @@ def test_a_run_that_fails_is_an_error_with_its_last_words(processes: Processes, 
         processes(program).run(lambda: False)
 
 
-def test_nothing_is_left_when_looking_fails(processes: Processes) -> None:
-    child = processes(IGNORES)
+def test_the_run_is_stopped_when_looking_fails(processes: Processes) -> None:
+    child = processes(OBEYS)
 
     def fail() -> bool:
-        raise OSError("disk")
+        if child.words:
+            raise OSError("disk")
+        return False
 
     with pytest.raises(OSError, match="disk"):
         child.run(fail)
-    assert child.child.poll() is not None
+    assert child.child.process.returncode == STOPPED
