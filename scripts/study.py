@@ -6,10 +6,10 @@
 STUDY is a YAML file such as configs/studies/ladder_cpu.yaml. Every training, RASA run and score is a process of its
 own with its own folder below FOLDER. What is finished there is not run again, and what was stopped, by --minutes,
 Ctrl-C or SIGTERM, goes on: the same command in stretches of any length comes to the same end, with status 3 while there
-is more to do. Numbers that are not there yet read "not run". FOLDER has all numbers, seed by seed (STUDY.json), the
-tables (.md) and a picture (.png). --results FILE takes the numbers from one machine to the next: what FILE has of the
-same tasks is not run again, and it and the picture beside it are renewed; what it has of other seeds, or of other
-versions of the study, stays in it.
+is more to do; what failed is tried again. Numbers that are not there yet read "not run", or "failed". FOLDER has all
+numbers, seed by seed (STUDY.json), the tables (.md) and a picture (.png). --results FILE takes the numbers from one
+machine to the next: what FILE has of the same tasks is not run again, and it and the picture beside it are renewed;
+what it has of other seeds, or of other versions of the study, stays in it.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from franca.files import held, replace_text
 from franca.openmp import sleep_while_waiting
 from measuring.facts import facts
 from studies.config import StudyConfig, read_study
-from studies.plan import Task, plan
+from studies.plan import Task, plan, with_needs
 from studies.results import StudyResults, gather, missing, read
 from studies.running import Runner
 from studies.tables import page, put_into
@@ -121,7 +121,8 @@ def main(arguments: list[str] | None = None) -> int:
         study = read_study(options.study, options.overrides)
         tasks = plan(study, options.folder, data)
         recorded = read(options.results) if options.results and options.results.exists() else StudyResults()
-        wanted = missing(tasks, chosen(tasks, options.only, options.seeds, study), recorded)
+        asked = chosen(tasks, options.only, options.seeds, study)
+        wanted = missing(tasks, asked, recorded)
         if options.dry_run:
             print(listing(wanted))
             return 0
@@ -129,7 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
         device = choose_device("auto")
         place = facts(device, choose_precision("auto", device)) | fingerprints(data)
         with held(options.folder):
-            status = Runner(wanted, options.jobs, 60 * options.minutes, place).run()
+            before = len(with_needs(asked)) - len(wanted)
+            status = Runner(wanted, options.jobs, 60 * options.minutes, place, before).run()
             report(options, study, tasks, gather(study, tasks, recorded))
         return status
     except (ConfigError, EvalError, OSError) as error:

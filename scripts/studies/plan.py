@@ -4,9 +4,10 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
@@ -14,8 +15,22 @@ from franca.config import ConfigError
 from measuring.facts import ROOT
 from studies.config import StudyConfig
 
-DONE, OUTPUT = "done.json", "output"  # in the folder of a task; the first once it has finished
+DONE, FAILURE, OUTPUT = "done.json", "failed.txt", "output"  # in the folder of a task, once it has finished or failed
 PLACEHOLDER = re.compile(r"\{([a-z0-9_]+)\}")
+
+
+class Identity(NamedTuple):
+    """Which task of which version of a study, on whatever machine."""
+
+    rung: str
+    seed: int
+    kind: str
+    digest: str
+
+    @property
+    def question(self) -> tuple[str, int, str]:
+        """Which one it answers, in whatever version of the study."""
+        return self[:3]
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,11 @@ class Task:
         return f"{self.rung}, seed {self.seed}: {self.kind}"
 
     @property
+    def identity(self) -> Identity:
+        """Without its place."""
+        return Identity(self.rung, self.seed, self.kind, self.digest)
+
+    @property
     def output(self) -> Path:
         """What the process is told to write to."""
         return self.folder / OUTPUT
@@ -48,6 +68,11 @@ class Task:
     def finished(self) -> bool:
         """Whether it has run to its end."""
         return (self.folder / DONE).exists()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it failed, and has not finished since."""
+        return (self.folder / FAILURE).exists() and not self.finished
 
     def line(self) -> str:
         """As one would type it."""
@@ -69,6 +94,11 @@ def plan(study: StudyConfig, folder: Path, data: Mapping[str, Path]) -> list[Tas
     Raises ConfigError where a placeholder has no folder, or a configuration file is missing.
     """
     return list(_Planner(study, folder, data).tasks())
+
+
+def with_needs(tasks: Iterable[Task]) -> set[Task]:
+    """These, and all that must be finished before them."""
+    return {each for task in tasks for each in (task, *with_needs(task.needs))}
 
 
 class _Planner:

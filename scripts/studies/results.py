@@ -14,7 +14,7 @@ from franca.eval.result import read_results
 from franca.files import replace_text
 from franca.metrics import read_metrics
 from studies.config import TRAINING, ColumnConfig, StudyConfig
-from studies.plan import Task
+from studies.plan import Identity, Task
 from studies.running import results_file, told
 
 FORMAT = 1
@@ -24,6 +24,7 @@ STUDENT = (
     *(2.12, 2.11, 2.10, 2.09, 2.09, 2.08, 2.07, 2.07, 2.06, 2.06, 2.06, 2.05, 2.05, 2.05, 2.04),
 )
 NORMAL = 1.96
+MADE = ("train", "rasa")  # kinds of tasks that make a rung's network
 NO_PLACE = ("seconds", "command")  # what is kept of a finished task beside where it ran
 
 Values = dict[str, float]  # slice -> value
@@ -42,32 +43,33 @@ class Entry:
     values: dict[str, Values]
 
     @property
-    def key(self) -> tuple[str, int, str]:
-        """Which question it answers, in whatever version of the study."""
-        return self.rung, self.seed, self.kind
+    def identity(self) -> Identity:
+        """Of the task."""
+        return Identity(self.rung, self.seed, self.kind, self.digest)
 
 
 @dataclass
 class StudyResults:
-    """Entries of finished tasks, and the places where they ran: device, precision, torch, commit and data."""
+    """Entries of finished tasks, where they ran (device, precision, torch, commit and data), and which tasks failed."""
 
     entries: list[Entry] = field(default_factory=list)
     places: list[dict[str, str]] = field(default_factory=list)
+    failed: list[Identity] = field(default_factory=list)
 
     def has(self, task: Task) -> bool:
         """Whether it holds the numbers of exactly this task."""
-        return any(
-            (*entry.key, entry.digest) == (task.rung, task.seed, task.kind, task.digest) for entry in self.entries
-        )
+        return any(entry.identity == task.identity for entry in self.entries)
 
     def of(self, tasks: Sequence[Task]) -> "StudyResults":
         """The entries of exactly these tasks; others are of another version of the study, or of seeds that it left."""
-        planned = {(task.rung, task.seed, task.kind, task.digest) for task in tasks}
-        kept = [entry for entry in self.entries if (*entry.key, entry.digest) in planned]
+        planned = {task.identity for task in tasks}
+        kept = [entry for entry in self.entries if entry.identity in planned]
         places = sorted({entry.place for entry in kept})
         numbers = {place: number for number, place in enumerate(places)}
         return StudyResults(
-            [replace(entry, place=numbers[entry.place]) for entry in kept], [self.places[place] for place in places]
+            [replace(entry, place=numbers[entry.place]) for entry in kept],
+            [self.places[place] for place in places],
+            [task for task in self.failed if task in planned],
         )
 
     def by_slice(self, rung: str, column: str) -> dict[int, Values]:
@@ -81,13 +83,19 @@ class StudyResults:
         found = self.by_slice(rung, name)
         return {seed: values[column.slice] for seed, values in found.items() if column.slice in values}
 
+    def failed_seeds(self, rung: str, score: str | None = None) -> set[int]:
+        """Seeds of which a task of the rung failed; with ``score``: one that its numbers need."""
+        return {task.seed for task in self.failed if task.rung == rung and (not score or task.kind in (*MADE, score))}
+
     def minutes(self, rung: str) -> list[float]:
         """Of each training, or RASA run."""
-        return [entry.minutes for entry in self.entries if entry.rung == rung and entry.kind in ("train", "rasa")]
+        return [entry.minutes for entry in self.entries if entry.rung == rung and entry.kind in MADE]
 
     def write(self, path: Path) -> None:
-        """As JSON, a line for each entry."""
-        lines = {"entries": map(asdict, self.entries), "places": self.places}
+        """As JSON, a line for each entry; what failed only where something did."""
+        lines: dict[str, list[dict[str, Any]]] = {"entries": list(map(asdict, self.entries)), "places": self.places}
+        if self.failed:
+            lines["failed"] = [task._asdict() for task in self.failed]
         parts = [f' "{name}": [\n  ' + ",\n  ".join(map(json.dumps, rows)) + "\n ]" for name, rows in lines.items()]
         replace_text(path, f'{{\n "format": {FORMAT},\n' + ",\n".join(parts) + "\n}\n")
 
@@ -98,35 +106,42 @@ def read(path: Path) -> StudyResults:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError("another format")
-        return StudyResults([Entry(**entry) for entry in content["entries"]], content["places"])
+        failed = [Identity(**task) for task in content.get("failed", [])]
+        return StudyResults([Entry(**entry) for entry in content["entries"]], content["places"], failed)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} holds no results of a study ({error!r})") from None
 
 
 def gather(study: StudyConfig, tasks: Sequence[Task], recorded: StudyResults) -> StudyResults:
-    """What was recorded before, whatever of it is still planned, renewed by what lies in the folders of the tasks.
+    """What was recorded before, renewed by what lies in the folders of the tasks.
 
     Raises EvalError where a finished score left no results.
     """
-    found = {entry.key: entry for entry in recorded.entries}
+    found = {entry.identity.question: entry for entry in recorded.entries}
+    failed = {task.question: task for task in recorded.failed}
     places = list(recorded.places)
+    failed |= {task.identity.question: task.identity for task in tasks if task.failed}
     for task in (task for task in tasks if task.finished):
         about = told(task)
         place = {name: value for name, value in about.items() if name not in NO_PLACE}
         places += [place] if place not in places else []
         values = {name: _values(task, column) for name, column in study.columns.items()}
         entry = Entry(
-            task.rung,
-            task.seed,
-            task.kind,
-            task.digest,
+            *task.identity,
             places.index(place),
             round(float(about["seconds"]) / 60, 1),
             {name: numbers for name, numbers in values.items() if numbers},
         )
-        found[entry.key] = entry
-    order = {(task.rung, task.seed, task.kind): number for number, task in enumerate(tasks)}
-    return StudyResults(sorted(found.values(), key=lambda entry: order.get(entry.key, len(order))), places)
+        found[task.identity.question] = entry
+        failed.pop(task.identity.question, None)
+    order = {task.identity.question: number for number, task in enumerate(tasks)}
+
+    def place_of(one: Identity) -> int:
+        return order.get(one.question, len(order))
+
+    entries = sorted(found.values(), key=lambda entry: place_of(entry.identity))
+    done = {entry.identity for entry in entries}
+    return StudyResults(entries, places, sorted((task for task in failed.values() if task not in done), key=place_of))
 
 
 def missing(tasks: Sequence[Task], asked: Sequence[Task], recorded: StudyResults) -> list[Task]:

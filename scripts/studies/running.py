@@ -1,26 +1,19 @@
 """Runs the tasks of a study, several at once where asked, and stops them in time so that they can go on later."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import IO
 
+from franca.children import POLL, STOPPED, Child, Children
 from franca.files import replace_text
 from franca.launch.follow import last_lines
 from measuring.facts import ROOT
-from studies.plan import DONE, Task
+from studies.plan import DONE, FAILURE, Task
 
-LOG = "log.txt"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-POLL = 0.2  # seconds between two looks at the processes
+LOG, SECONDS = "log.txt", "seconds.txt"  # in the folder of a task, besides those of studies.plan
 NEWS = 60.0  # seconds between two lines about each running task
 GRACE = 30.0  # seconds that a stopped task has to save
 MORE = 3  # exit status while there is more to do
@@ -31,39 +24,13 @@ class Running:
     """A task's process."""
 
     task: Task
-    process: subprocess.Popen[bytes]
-    log: IO[bytes]
+    child: Child
     began: float = field(default_factory=time.monotonic)
-    asked: bool = False  # to stop
-
-    @classmethod
-    def start(cls, task: Task) -> "Running":
-        """In a session of its own: a Ctrl-C at the terminal reaches it as the SIGTERM on which trainings save."""
-        task.folder.mkdir(parents=True, exist_ok=True)
-        log = (task.folder / LOG).open("ab")
-        command = [sys.executable, "-u", *task.command]
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        return cls(task, process, log)
 
     @property
     def seconds(self) -> float:
-        """Since it was started."""
-        return time.monotonic() - self.began
-
-    def ask(self) -> None:
-        """To save and end."""
-        self.asked = True
-        self.process.send_signal(signal.SIGTERM)
-
-    def end(self) -> None:
-        """Wait until it has; kill it if it doesn't, and all that it has left running."""
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(GRACE)
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        """That the task took so far, with what it took before it was stopped."""
+        return time.monotonic() - self.began + _seconds_before(self.task)
 
     def last_line(self) -> str:
         """The newest thing that it said."""
@@ -71,80 +38,82 @@ class Running:
 
 
 class Runner:
-    """Runs tasks in their order, ``jobs`` at once, until ``seconds`` are over or a signal comes.
+    """Runs tasks in their order, ``jobs`` at once, until ``seconds`` are over or a signal comes (see `Children`).
 
-    facts: of where they run, kept with each task that finishes. What fails is said and left; what waits for it too.
+    facts: of where they run, kept with each task that finishes. before: how many tasks of the same question need not be
+    run any more; they count as finished in what is said. What fails is said, marked as failed in its folder, and left;
+    what waits for it too.
     """
 
-    def __init__(self, tasks: Sequence[Task], jobs: int, seconds: float, facts: dict[str, str]) -> None:
-        self.tasks, self.jobs, self.facts = tasks, jobs, facts
+    def __init__(
+        self, tasks: Sequence[Task], jobs: int, seconds: float, facts: dict[str, str], before: int = 0
+    ) -> None:
+        self.tasks, self.jobs, self.facts, self.before = tasks, jobs, facts, before
         self.ends = time.monotonic() + seconds
+        self.children = Children(GRACE)
         self.running: list[Running] = []
-        self.failed: list[Task] = []
-        self.signal_number = 0
+        self.left: list[Task] = []  # ended before they were finished
+        self.failed = False
         self.news = time.monotonic() + NEWS
 
     def run(self) -> int:
         """Exit status: 0 where all is done, 1 where something failed, MORE in time, 128 + n after signal n."""
-        before = {number: signal.signal(number, self._remember) for number in SIGNALS}
         try:
-            while not self.signal_number and time.monotonic() < self.ends and (self._start() or self.running):
-                time.sleep(POLL)
-                self._collect()
-                self._tell()
+            with self.children as children:
+                while not children.signal_number and time.monotonic() < self.ends and (self._start() or self.running):
+                    time.sleep(POLL)
+                    self._collect()
+                    self._tell()
         finally:
-            for running in self.running:
-                running.ask()
-            for running in self.running:
-                running.end()
-                self._finish(running)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        if self.signal_number:
-            return 128 + self.signal_number
+            self._collect()
+        if self.children.signal_number:
+            return 128 + self.children.signal_number
         return 1 if self.failed else 0 if all(task.finished for task in self.tasks) else MORE
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.signal_number = number
 
     def _start(self) -> bool:
         """Start what can be; whether anything was."""
         started = False
         while len(self.running) < self.jobs and (task := self._next()) is not None:
-            self.running.append(Running.start(task))
+            task.folder.mkdir(parents=True, exist_ok=True)
+            with (task.folder / LOG).open("ab") as log:
+                self.running.append(Running(task, self.children.add(Child(task.command, log, folder=ROOT))))
             self._say(task, "begins" if not task.output.exists() else "goes on")
             started = True
         return started
 
     def _next(self) -> Task | None:
-        busy = [*self.failed, *(running.task for running in self.running)]
+        busy = [*self.left, *(running.task for running in self.running)]
         for task in self.tasks:
             if not task.finished and task not in busy and all(need.finished for need in task.needs):
                 return task
         return None
 
     def _collect(self) -> None:
-        for running in [each for each in self.running if each.process.poll() is not None]:
-            self.running.remove(running)
-            running.end()
-            self._finish(running)
+        """Note what became of the processes that have ended."""
+        for running in list(self.running):
+            status = running.child.poll()
+            if status is not None:
+                self.running.remove(running)
+                self._finish(running, status)
 
-    def _finish(self, running: Running) -> None:
-        """Note what became of a process that has ended."""
-        running.log.close()
-        status, task = running.process.returncode, running.task
-        seconds = running.seconds + _seconds_before(task)
+    def _finish(self, running: Running, status: int) -> None:
+        task, seconds = running.task, running.seconds
+        took = f"{seconds / 60:.1f} minutes in all"
         if status == 0:
             done = {"seconds": round(seconds, 1), **self.facts, "command": task.line()}
             replace_text(task.folder / DONE, json.dumps(done, indent=1) + "\n")
-            self._say(task, f"done, {seconds / 60:.1f} minutes in all")
+            (task.folder / FAILURE).unlink(missing_ok=True)
+            self._say(task, f"done, {took}")
             return
-        replace_text(task.folder / "seconds.txt", f"{seconds:.1f}\n")
-        if running.asked:
-            self._say(task, f"stopped after {seconds / 60:.1f} minutes in all; the same command goes on")
+        self.left.append(task)
+        replace_text(task.folder / SECONDS, f"{seconds:.1f}\n")
+        if status == STOPPED or running.child.asked:
+            self._say(task, f"stopped after {took}; the same command goes on")
         else:
-            self.failed.append(task)
-            self._say(task, f"FAILED with status {status}: {running.last_line()} (all of it in {task.folder / LOG})")
+            why = f"status {status}: {running.last_line()}"
+            self.failed = True
+            replace_text(task.folder / FAILURE, f"{why}\n")
+            self._say(task, f"FAILED with {why} (all of it in {task.folder / LOG})")
 
     def _tell(self) -> None:
         if time.monotonic() >= self.news:
@@ -153,13 +122,13 @@ class Runner:
                 self._say(running.task, running.last_line())
 
     def _say(self, task: Task, what: str) -> None:
-        finished = sum(each.finished for each in self.tasks)
-        print(f"[{finished}/{len(self.tasks)}] {task.name}: {what}", file=sys.stderr, flush=True)
+        finished = self.before + sum(each.finished for each in self.tasks)
+        print(f"[{finished}/{self.before + len(self.tasks)}] {task.name}: {what}", file=sys.stderr, flush=True)
 
 
 def _seconds_before(task: Task) -> float:
     """That it took before it was stopped."""
-    file = task.folder / "seconds.txt"
+    file = task.folder / SECONDS
     return float(file.read_text(encoding="utf-8")) if file.exists() else 0.0
 
 

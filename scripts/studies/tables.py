@@ -10,7 +10,7 @@ from measuring.facts import markdown
 from studies.config import ColumnConfig, StudyConfig
 from studies.results import StudyResults, difference, mean_and_spread
 
-NOT_RUN, NOT_ASKED = "not run", ""
+NOT_RUN, FAILED, NOT_ASKED = "not run", "failed", ""
 
 
 def page(study: StudyConfig, results: StudyResults) -> str:
@@ -34,6 +34,8 @@ def scores_table(study: StudyConfig, results: StudyResults) -> str:
         cells = [_score(study, results, name, key, counted=len(counts) > 1) for key in study.columns]
         planned, done = len(study.seeds_of(name)), min(counts, default=0)
         seeds = f"{done} of {planned}" if len(counts) < 2 and done < planned else str(planned)
+        failed = len(results.failed_seeds(name))
+        seeds += f", {failed} failed" if failed else ""
         minutes = results.minutes(name)
         took = f"{sum(minutes) / len(minutes):.1f}" if minutes else ""
         rows.append([rung.label or name, *cells, seeds, took])
@@ -57,7 +59,7 @@ def _score(study: StudyConfig, results: StudyResults, rung: str, key: str, count
         return NOT_ASKED
     values = results.shown(rung, key, column)
     if not values:
-        return NOT_RUN
+        return FAILED if results.failed_seeds(rung, column.score) else NOT_RUN
     mean, spread = mean_and_spread(values)
     text = f"{mean:.{column.digits}f}" + (f" ± {spread:.{column.digits}f}" if spread is not None else "")
     return f"{text} ({len(values)})" if counted else text
@@ -75,7 +77,7 @@ def _difference(results: StudyResults, rung: str, other: str, key: str, column: 
 def provenance(results: StudyResults) -> str:
     """Where the numbers were taken, in a sentence."""
     if not results.places:
-        return "Nothing of this has been run."
+        return "Nothing of this has been run to its end." if results.failed else "Nothing of this has been run."
     devices, torch, commits = (
         "; ".join(dict.fromkeys(", ".join(place[name] for name in names) for place in results.places))
         for names in (("device", "precision"), ("torch",), ("commit",))

@@ -1,6 +1,7 @@
 """scripts/study.py: what it plans, that it goes on where it was stopped, and what it makes of the numbers."""
 
 import json
+import shutil
 import signal
 import statistics
 import threading
@@ -22,10 +23,10 @@ from franca.train.config import load_config
 from rasa.config import RasaConfig
 from studies import running
 from studies.config import ColumnConfig, RungConfig, StudyConfig, read_study
-from studies.plan import Task, plan
+from studies.plan import Task, plan, with_needs
 from studies.results import Entry, StudyResults, difference, gather, missing, read
 from studies.running import Runner
-from studies.tables import NOT_RUN, page, places_of, put_into
+from studies.tables import FAILED, NOT_RUN, page, places_of, put_into
 from tests.tiny import write_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,10 +161,21 @@ def test_what_is_finished_is_not_run_again_and_what_failed_is(tmp_path: Path, ca
     assert run(tasks) == 1
     assert "rung, seed 0: score_1: FAILED with status 1: the disk is full" in capsys.readouterr().err
     assert [task.finished for task in tasks] == [True, False, True]
+    assert [task.failed for task in tasks] == [False, True, False]
     (tmp_path / "mended").touch()
     assert run(tasks) == 0
+    assert not tasks[1].failed
     assert (tmp_path / "count").read_text() == "xx"
     assert running.told(tasks[0])["commit"] == "c"
+
+
+def test_what_need_not_be_run_counts_as_finished_in_what_is_said(tmp_path: Path, capsys) -> None:
+    tasks = tasks_of(tmp_path, "", "")
+    assert Runner(tasks, 1, 60.0, {}, before=10).run() == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in said] == ["[10/12]", "[11/12]", "[11/12]", "[12/12]"]
+    assert run(tasks) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_nothing_begins_before_what_it_needs_has_ended(tmp_path: Path) -> None:
@@ -205,11 +217,19 @@ def test_time_that_is_over_stops_and_saves_and_the_next_call_goes_on(tmp_path: P
 
 def test_a_signal_stops_and_saves(tmp_path: Path) -> None:
     (task,) = saving(tmp_path)
-    threading.Timer(2.0, lambda: signal.raise_signal(signal.SIGTERM)).start()
+    threading.Timer(2.0, lambda: signal.raise_signal(signal.SIGINT)).start()
     began = time.monotonic()
-    assert run([task]) == 128 + signal.SIGTERM
+    assert run([task]) == 128 + signal.SIGINT
     assert time.monotonic() - began < 30
     assert (tmp_path / "state").read_text() == "saved "
+    assert not task.failed
+
+
+def test_what_someone_else_stops_has_not_failed_and_is_left_for_the_next_call(tmp_path: Path, capsys) -> None:
+    (task,) = tasks_of(tmp_path, "import os; os.kill(os.getpid(), 15)")
+    assert run([task]) == running.MORE
+    assert capsys.readouterr().err.count("stopped after") == 1
+    assert not task.failed
 
 
 def finished_study(folder: Path) -> tuple[StudyConfig, StudyResults]:
@@ -279,6 +299,11 @@ def test_numbers_of_other_seeds_stay_in_the_file(tmp_path: Path) -> None:
     assert {entry.seed for entry in kept.of(tasks).entries} == {0}
 
 
+def test_what_is_asked_for_brings_what_it_needs(tmp_path: Path) -> None:
+    tasks = plan(small_study(seeds=[0]), tmp_path, ANYWHERE)
+    assert with_needs([tasks[-1]]) == {task for task in tasks if task.kind in ("train", "rasa")} | {tasks[-1]}
+
+
 def test_what_was_scored_needs_its_training_no_more(tmp_path: Path) -> None:
     config, _ = finished_study(tmp_path)
     tasks = [task for task in plan(config, tmp_path, ANYWHERE) if task.rung != "third"]
@@ -296,6 +321,35 @@ def test_the_table_shows_spread_and_what_was_not_run(tmp_path: Path) -> None:
     assert f"| first | 40.5 ± 0.7 | {NOT_RUN} | 2 of 3 | 1.5 |" in page(more, results).splitlines()
     results.entries.append(Entry("first", 2, "train", "", 0, 1.5, {"loss": {"d": 9.0}}))
     assert "| first | 40.5 ± 0.7 (2) | 9.0 (1) | 3 | 1.5 |" in page(more, results).splitlines()
+
+
+def test_the_table_shows_what_failed(tmp_path: Path) -> None:
+    """The training of a rung keeps back all its numbers, a score its own; a rung that waited for it was not run."""
+    config, results = finished_study(tmp_path)
+    results.write(tmp_path / "before.json")
+    third, score = (next(t for t in plan(config, tmp_path, ANYWHERE) if t.rung == "third" and t.kind == kind)
+                    for kind in ("rasa", "score"))  # fmt: skip
+    third.folder.mkdir()
+    (third.folder / "failed.txt").write_text("status 1: the disk is full\n")
+    failed = gather(config, plan(config, tmp_path, ANYWHERE), StudyResults())
+    failed.write(tmp_path / "failed.json")
+    assert read(tmp_path / "failed.json") == failed
+    assert "disk" not in (tmp_path / "failed.json").read_text(), "what a log says may name this machine's folders"
+    assert f"| third | {FAILED} |  | 0 of 2, 1 failed |  |" in page(config, failed).splitlines()
+    assert not failed.has(third), "it is tried again"
+    there = gather(config, plan(config, tmp_path / "there", ANYWHERE), failed)
+    assert there == failed, "another machine is told"
+    (third.folder / "done.json").write_text((next(tmp_path.glob("first-0-train-*")) / "done.json").read_text())
+    again = gather(config, plan(config, tmp_path, ANYWHERE), failed)
+    assert again.failed == []
+    assert f"| third | {NOT_RUN} |  | 0 of 2 | 1.5 |" in page(config, again).splitlines()
+    again.failed = [score.identity]
+    assert f"| third | {FAILED} |  | 0 of 2, 1 failed | 1.5 |" in page(config, again).splitlines()
+    lost = StudyResults(failed=[task.identity for task in plan(config, tmp_path, ANYWHERE) if task.kind == "train"])
+    lines = page(config, lost).splitlines()
+    assert f"| first | {FAILED} | {FAILED} | 0 of 2, 2 failed |  |" in lines
+    assert f"| third | {NOT_RUN} |  | 0 of 2 |  |" in lines
+    assert lines[-1] == "Nothing of this has been run to its end."
 
 
 def test_a_difference_is_clear_where_its_interval_leaves_out_zero() -> None:
@@ -386,3 +440,6 @@ def test_a_study_from_training_to_picture(tmp_path: Path, labelled: Path, capsys
     assert (tmp_path / "runs" / "mine.png").stat().st_size > 10_000
     assert script.main(command) == 0
     assert "begins" not in capsys.readouterr().err
+    shutil.rmtree(next((tmp_path / "runs").glob("untrained-0-knn-*")))
+    assert script.main([*command, "--only", "untrained"]) == 0
+    assert "[1/2] untrained, seed 0: knn: begins" in capsys.readouterr().err, "its training is finished"
