@@ -39,6 +39,7 @@ class Child:
             cwd=folder,
             start_new_session=True,
         )
+        self.began = time.monotonic()
         self.asked = False  # to stop
         self._status: int | None = None
 

@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from franca.children import POLL, STOPPED, Child, Children
@@ -19,24 +18,6 @@ GRACE = 30.0  # seconds that a stopped task has to save
 MORE = 3  # exit status while there is more to do
 
 
-@dataclass
-class Running:
-    """A task's process."""
-
-    task: Task
-    child: Child
-    began: float = field(default_factory=time.monotonic)
-
-    @property
-    def seconds(self) -> float:
-        """That the task took so far, with what it took before it was stopped."""
-        return time.monotonic() - self.began + _seconds_before(self.task)
-
-    def last_line(self) -> str:
-        """The newest thing that it said."""
-        return last_lines(self.task.folder / LOG, 1).strip()
-
-
 class Runner:
     """Runs tasks in their order, ``jobs`` at once, until ``seconds`` are over or a signal comes (see `Children`).
 
@@ -45,13 +26,11 @@ class Runner:
     what waits for it too.
     """
 
-    def __init__(
-        self, tasks: Sequence[Task], jobs: int, seconds: float, facts: dict[str, str], before: int = 0
-    ) -> None:
+    def __init__(self, tasks: Sequence[Task], jobs: int, seconds: float, facts: dict[str, str], before: int) -> None:
         self.tasks, self.jobs, self.facts, self.before = tasks, jobs, facts, before
         self.ends = time.monotonic() + seconds
         self.children = Children(GRACE)
-        self.running: list[Running] = []
+        self.running: dict[Task, Child] = {}
         self.left: list[Task] = []  # ended before they were finished
         self.failed = False
         self.news = time.monotonic() + NEWS
@@ -76,28 +55,27 @@ class Runner:
         while len(self.running) < self.jobs and (task := self._next()) is not None:
             task.folder.mkdir(parents=True, exist_ok=True)
             with (task.folder / LOG).open("ab") as log:
-                self.running.append(Running(task, self.children.add(Child(task.command, log, folder=ROOT))))
+                self.running[task] = self.children.add(Child(task.command, log, folder=ROOT))
             self._say(task, "begins" if not task.output.exists() else "goes on")
             started = True
         return started
 
     def _next(self) -> Task | None:
-        busy = [*self.left, *(running.task for running in self.running)]
+        tried = [*self.left, *self.running]
         for task in self.tasks:
-            if not task.finished and task not in busy and all(need.finished for need in task.needs):
+            if not task.finished and task not in tried and all(need.finished for need in task.needs):
                 return task
         return None
 
     def _collect(self) -> None:
         """Note what became of the processes that have ended."""
-        for running in list(self.running):
-            status = running.child.poll()
-            if status is not None:
-                self.running.remove(running)
-                self._finish(running, status)
+        for task, child in list(self.running.items()):
+            if (status := child.poll()) is not None:
+                del self.running[task]
+                self._finish(task, child, status)
 
-    def _finish(self, running: Running, status: int) -> None:
-        task, seconds = running.task, running.seconds
+    def _finish(self, task: Task, child: Child, status: int) -> None:
+        seconds = time.monotonic() - child.began + _seconds_before(task)
         took = f"{seconds / 60:.1f} minutes in all"
         if status == 0:
             done = {"seconds": round(seconds, 1), **self.facts, "command": task.line()}
@@ -107,10 +85,10 @@ class Runner:
             return
         self.left.append(task)
         replace_text(task.folder / SECONDS, f"{seconds:.1f}\n")
-        if status == STOPPED or running.child.asked:
+        if status == STOPPED or child.asked:
             self._say(task, f"stopped after {took}; the same command goes on")
         else:
-            why = f"status {status}: {running.last_line()}"
+            why = f"status {status}: {_last_line(task)}"
             self.failed = True
             replace_text(task.folder / FAILURE, f"{why}\n")
             self._say(task, f"FAILED with {why} (all of it in {task.folder / LOG})")
@@ -118,12 +96,17 @@ class Runner:
     def _tell(self) -> None:
         if time.monotonic() >= self.news:
             self.news = time.monotonic() + NEWS
-            for running in self.running:
-                self._say(running.task, running.last_line())
+            for task in self.running:
+                self._say(task, _last_line(task))
 
     def _say(self, task: Task, what: str) -> None:
         finished = self.before + sum(each.finished for each in self.tasks)
         print(f"[{finished}/{self.before + len(self.tasks)}] {task.name}: {what}", file=sys.stderr, flush=True)
+
+
+def _last_line(task: Task) -> str:
+    """The newest thing that it said."""
+    return last_lines(task.folder / LOG, 1).strip()
 
 
 def _seconds_before(task: Task) -> float:

@@ -151,7 +151,8 @@ def tasks_of(folder: Path, *programs: str) -> list[Task]:
 
 
 def run(tasks: list[Task], jobs: int = 2, seconds: float = 60.0) -> int:
-    return Runner(tasks, jobs, seconds, {"device": "a device", "precision": "fp32", "torch": "2", "commit": "c"}).run()
+    facts = {"device": "a device", "precision": "fp32", "torch": "2", "commit": "c"}
+    return Runner(tasks, jobs, seconds, facts, before=0).run()
 
 
 def test_what_is_finished_is_not_run_again_and_what_failed_is(tmp_path: Path, capsys) -> None:
