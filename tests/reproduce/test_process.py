@@ -5,13 +5,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from franca.children import STOPPED
 from franca.reproduce import process
+from franca.reproduce.__main__ import main
 from franca.reproduce.errors import ReproduceError, Stopped
 from franca.reproduce.process import TrainingProcess
+from tests.tiny import write_tiny
 
 SLEEP = "print('up', flush=True); time.sleep(60)"
 OBEYS = f"import signal, sys, time; signal.signal(15, lambda *_: sys.exit({STOPPED})); {SLEEP}"
@@ -126,3 +129,20 @@ def test_the_run_is_stopped_when_looking_fails(processes: Processes) -> None:
     with pytest.raises(OSError, match="disk"):
         child.run(fail)
     assert child.child.process.returncode == STOPPED
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_a_real_run(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_tiny(tmp_path / "long.yaml", images, "steps=1000000", "device=cpu")
+    metrics = tmp_path / "run-seed0" / "metrics.jsonl"
+
+    def interrupt() -> None:
+        while not (metrics.exists() and metrics.stat().st_size):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert main([str(recipe), "--record", "0,1", f"output={tmp_path / 'run'}"]) == 130
+    said = capsys.readouterr()
+    assert "by SIGTERM; the same command continues" in said.out, "the run's own words: it has saved its state"
+    assert said.err == "stopped by SIGINT, passed on to the run as SIGTERM; the same command continues the run\n"
