@@ -63,7 +63,7 @@ class LocalRun:
     def _watch(self, follow: bool) -> int:
         while True:
             statuses = [child.poll() for child in self.children.all]
-            failed = [(rank, status) for rank, status in enumerate(statuses) if status and status != STOPPED]
+            failed = [(rank, status) for rank, status in enumerate(statuses) if status and not self._stopped(rank)]
             if failed:
                 self.children.wait(GRACE)
             if follow:
@@ -75,6 +75,11 @@ class LocalRun:
             if time.monotonic() > self.deadline:
                 self.children.ask()
             time.sleep(POLL)
+
+    def _stopped(self, rank: int) -> bool:
+        """Whether it ended with its state saved, or was asked to stop before it could have one."""
+        child = self.children.all[rank]
+        return child.poll() == STOPPED and (child.asked or child.process.returncode == STOPPED)
 
     def _report(self, rank: int, status: int) -> int:
         log = self.logs[rank]

@@ -76,6 +76,19 @@ def test_a_process_that_fails_ends_the_run_with_its_status_and_last_words(
     assert all(child.process.returncode is not None for child in run.children.all)
 
 
+def test_a_process_that_is_killed_before_it_listens_has_failed_unless_it_was_asked(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "GRACE", 0.2)
+    run = runs(f"import os; os.environ['RANK'] == '1' and os.kill(os.getpid(), 15); {SLEEP}")
+    assert run.run() == STOPPED
+    assert run.children.all[0].poll() == 128 + signal.SIGKILL, "it would wait for the other one"
+    run = runs(f"import time; {SLEEP}")
+    send_when_up(run, signal.SIGTERM)
+    assert run.run() == STOPPED
+    assert [child.poll() for child in run.children.all] == [STOPPED, STOPPED]
+
+
 def test_a_signal_stops_the_run(runs: Runs) -> None:
     run = runs(STOPS_WITH_ITS_STATUS)
     send_when_up(run, signal.SIGINT)
