@@ -161,10 +161,10 @@ COMMANDS = {
         "data.path=/path/to/images --dry-run"
     ): Run(),
     (
-        ".venv/bin/python -m franca.train --config configs/recipes/imagenette_cpu.yaml "
-        "data.path=/path/to/imagenette/train evaluation.train=/path/to/imagenette/train "
-        "evaluation.test=/path/to/imagenette/val"
-    ): Run(f"steps=2 evaluation.every=2 evaluation.ks=[1] {SMALL}"),
+        ".venv/bin/python -m franca.launch --local --tasks-per-node 2 --config configs/recipes/imagenette_cpu.yaml "
+        "data.batch_size=32 parallel.compile=true data.path=/path/to/imagenette/train "
+        "evaluation.train=/path/to/imagenette/train evaluation.test=/path/to/imagenette/val"
+    ): Run(f"steps=2 evaluation.every=2 evaluation.ks=[1] parallel.compile=false {SMALL}"),
     (
         ".venv/bin/python -m franca.launch --nodes 4 --gpus-per-node 8 --partition gpu --time 20:00:00 "
         "--config configs/pretrain/vitb14_in21k.yaml data.path=/path/to/images output=runs/vitb14 --dry-run"
