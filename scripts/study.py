@@ -5,7 +5,7 @@
 
 STUDY is a YAML file such as configs/studies/ladder_cpu.yaml. Every training, RASA run and score is a process of its
 own with its own folder below FOLDER. What is finished there is not run again, and what was stopped, by --minutes,
-Ctrl-C or SIGTERM, goes on: the same command in stretches of any length comes to the same end, with status 3 while there
+Ctrl-C, SIGTERM or a terminal that closes, goes on: the same command in stretches of any length comes to the same end, with status 3 while there
 is more to do; what failed is tried again. Numbers that are not there yet read "not run", or "failed". FOLDER has all
 numbers, seed by seed (STUDY.json), the tables (.md) and a picture (.png). --results FILE takes the numbers from one
 machine to the next: what FILE has of the same tasks is not run again, and it and the picture beside it are renewed;
@@ -31,7 +31,7 @@ from studies.config import StudyConfig, read_study
 from studies.plan import Task, plan, with_needs
 from studies.results import StudyResults, gather, missing, read
 from studies.running import Runner
-from studies.tables import page, put_into
+from studies.tables import page, place_in, put_into
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -123,6 +123,8 @@ def main(arguments: list[str] | None = None) -> int:
         recorded = read(options.results) if options.results and options.results.exists() else StudyResults()
         asked = chosen(tasks, options.only, options.seeds, study)
         wanted = missing(tasks, asked, recorded)
+        if options.page:
+            place_in(options.page, options.study.stem)
         if options.dry_run:
             print(listing(wanted))
             return 0

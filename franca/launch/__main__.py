@@ -18,8 +18,8 @@ A job that is preempted, or comes near its time limit, saves its state and goes 
 was cancelled or has failed does not: the same command submits it again, and it continues. The output folder must be
 one that all nodes see. Each process writes its own log in OUTPUT/jobs/JOB/.
 
-With --local the processes run on this machine, without SLURM, until they end: Ctrl-C and the time limit save the state,
-and the same command continues.
+With --local the processes run on this machine, without SLURM, until they end: Ctrl-C, SIGTERM, the time limit and a
+terminal that closes (SIGHUP) save the state, and the same command continues. Ctrl-C once more doesn't wait for that.
 """
 
 

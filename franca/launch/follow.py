@@ -1,6 +1,7 @@
 """Showing a log file while another process writes it."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -15,7 +16,10 @@ class Tail:
         self.position = path.stat().st_size if path.exists() else 0
 
     def show(self) -> None:
-        """Copy what was written since the last call; a file that isn't there yet is waited for."""
+        """Copy what was written since the last call; a file that isn't there yet is waited for.
+
+        What can't be shown, as the terminal is gone, is left out: the run goes on, or saves.
+        """
         try:
             with self.path.open("rb") as file:
                 file.seek(self.position)
@@ -23,8 +27,9 @@ class Tail:
         except OSError:
             return
         self.position += len(new)
-        sys.stdout.write(new.decode(errors="replace"))
-        sys.stdout.flush()
+        with suppress(OSError):
+            sys.stdout.write(new.decode(errors="replace"))
+            sys.stdout.flush()
 
 
 def last_lines(path: Path, count: int = 10) -> str:

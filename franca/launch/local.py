@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from franca.children import POLL, STOPPED, Child, Children
@@ -40,7 +41,7 @@ def log_files(folder: Path, processes: int) -> list[Path]:
 class LocalRun:
     """Starts every process of ``arguments`` (of franca.train), and ends when all have ended.
 
-    A signal (see `Children`) and the time limit ask the run to save its state and stop; a second signal kills. When one
+    A signal (see `Children`) and the time limit ask the run to save its state and stop; Ctrl-C after it kills. When one
     process fails, the others, which wait for it, are killed after ``GRACE`` seconds.
     """
 
@@ -63,25 +64,28 @@ class LocalRun:
     def _watch(self, follow: bool) -> int:
         while True:
             statuses = [child.poll() for child in self.children.all]
-            failed = [(rank, status) for rank, status in enumerate(statuses) if status and not self._stopped(rank)]
+            failed = [rank for rank, child in enumerate(self.children.all) if _failed(child)]
             if failed:
                 self.children.wait(GRACE)
             if follow:
                 self.tail.show()
             if failed:
-                return self._report(*failed[0])
+                return self._report(failed[0])
             if None not in statuses:
-                return STOPPED if STOPPED in statuses else 0
+                return STOPPED if any(statuses) else 0
             if time.monotonic() > self.deadline:
                 self.children.ask()
             time.sleep(POLL)
 
-    def _stopped(self, rank: int) -> bool:
-        """Whether it ended with its state saved, or was asked to stop before it could have one."""
-        child = self.children.all[rank]
-        return child.poll() == STOPPED and (child.asked or child.process.returncode == STOPPED)
+    def _report(self, rank: int) -> int:
+        child, log = self.children.all[rank], self.logs[rank]
+        with suppress(OSError):  # the terminal is gone
+            said = f"process {rank} ended with {child.ending}; {log} ends with\n{last_lines(log)}"
+            print(said, file=sys.stderr)
+        return child.poll() or 0
 
-    def _report(self, rank: int, status: int) -> int:
-        log = self.logs[rank]
-        print(f"process {rank} ended with status {status}; {log} ends with\n{last_lines(log)}", file=sys.stderr)
-        return status
+
+def _failed(child: Child) -> bool:
+    """Also where someone's signal ended it before it listened: the others, who weren't told, wait for it."""
+    untold = child.killed_by is not None and not child.asked
+    return bool(child.poll()) and (child.stopped_by is None or untold)

@@ -3,6 +3,7 @@
 import argparse
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from franca.config import ConfigError
@@ -129,7 +130,8 @@ class _Watcher:
             before, self.curve = self.curve, self.run.curve()
             for point in points_of(self.record, self.curve, self.until):
                 if point.step not in before.get(point.quantity, {}):
-                    _say(point_line(point, self.record))
+                    with suppress(OSError):  # the terminal is gone; the run may still have to save
+                        _say(point_line(point, self.record))
         return all(step in self.curve.get(name, {}) for step, name in self.wanted)
 
 

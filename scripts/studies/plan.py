@@ -15,7 +15,8 @@ from franca.config import ConfigError
 from measuring.facts import ROOT
 from studies.config import StudyConfig
 
-DONE, FAILURE, OUTPUT = "done.json", "failed.txt", "output"  # in the folder of a task, once it has finished or failed
+# in the folder of a task: once it has finished, once it has failed, and what its process writes
+DONE, FAILURE, OUTPUT = "done.json", "failed.txt", "output"
 PLACEHOLDER = re.compile(r"\{([a-z0-9_]+)\}")
 
 
@@ -71,7 +72,7 @@ class Task:
 
     @property
     def failed(self) -> bool:
-        """Whether it failed, and has not finished since."""
+        """Whether its last try failed."""
         return (self.folder / FAILURE).exists() and not self.finished
 
     def line(self) -> str:

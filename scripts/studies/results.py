@@ -120,7 +120,10 @@ def gather(study: StudyConfig, tasks: Sequence[Task], recorded: StudyResults) ->
     found = {entry.identity.question: entry for entry in recorded.entries}
     failed = {task.question: task for task in recorded.failed}
     places = list(recorded.places)
-    failed |= {task.identity.question: task.identity for task in tasks if task.failed}
+    for task in (task for task in tasks if task.folder.exists()):  # begun here: what became of it is known
+        failed.pop(task.identity.question, None)
+        if task.failed:
+            failed[task.identity.question] = task.identity
     for task in (task for task in tasks if task.finished):
         about = told(task)
         place = {name: value for name, value in about.items() if name not in NO_PLACE}
@@ -133,7 +136,6 @@ def gather(study: StudyConfig, tasks: Sequence[Task], recorded: StudyResults) ->
             {name: numbers for name, numbers in values.items() if numbers},
         )
         found[task.identity.question] = entry
-        failed.pop(task.identity.question, None)
     order = {task.identity.question: number for number, task in enumerate(tasks)}
 
     def place_of(one: Identity) -> int:

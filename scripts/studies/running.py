@@ -4,9 +4,10 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from franca.children import POLL, STOPPED, Child, Children
+from franca.children import POLL, Child, Children
 from franca.files import replace_text
 from franca.launch.follow import last_lines
 from measuring.facts import ROOT
@@ -21,9 +22,9 @@ MORE = 3  # exit status while there is more to do
 class Runner:
     """Runs tasks in their order, ``jobs`` at once, until ``seconds`` are over or a signal comes (see `Children`).
 
-    facts: of where they run, kept with each task that finishes. before: how many tasks of the same question need not be
-    run any more; they count as finished in what is said. What fails is said, marked as failed in its folder, and left;
-    what waits for it too.
+    facts: of where they run, kept with each task that finishes. before: how many tasks that are asked for, or needed by
+    what is, need not be run any more; they count as finished in what is said. What fails is said, marked as failed in
+    its folder, and left; what waits for it too.
     """
 
     def __init__(self, tasks: Sequence[Task], jobs: int, seconds: float, facts: dict[str, str], before: int) -> None:
@@ -54,6 +55,7 @@ class Runner:
         started = False
         while len(self.running) < self.jobs and (task := self._next()) is not None:
             task.folder.mkdir(parents=True, exist_ok=True)
+            (task.folder / FAILURE).unlink(missing_ok=True)  # of an earlier try
             with (task.folder / LOG).open("ab") as log:
                 self.running[task] = self.children.add(Child(task.command, log, folder=ROOT))
             self._say(task, "begins" if not task.output.exists() else "goes on")
@@ -70,25 +72,27 @@ class Runner:
     def _collect(self) -> None:
         """Note what became of the processes that have ended."""
         for task, child in list(self.running.items()):
-            if (status := child.poll()) is not None:
+            if child.poll() is not None:
                 del self.running[task]
-                self._finish(task, child, status)
+                self._finish(task, child)
 
-    def _finish(self, task: Task, child: Child, status: int) -> None:
-        seconds = time.monotonic() - child.began + _seconds_before(task)
+    def _finish(self, task: Task, child: Child) -> None:
+        seconds = child.seconds + _seconds_before(task)
         took = f"{seconds / 60:.1f} minutes in all"
-        if status == 0:
+        if child.poll() == 0:
             done = {"seconds": round(seconds, 1), **self.facts, "command": task.line()}
             replace_text(task.folder / DONE, json.dumps(done, indent=1) + "\n")
-            (task.folder / FAILURE).unlink(missing_ok=True)
             self._say(task, f"done, {took}")
             return
         self.left.append(task)
         replace_text(task.folder / SECONDS, f"{seconds:.1f}\n")
-        if status == STOPPED or child.asked:
+        if child.stopped_by is not None:
             self._say(task, f"stopped after {took}; the same command goes on")
+        elif child.killed:
+            patience = f"{GRACE:.0f} s after it was asked to, or by a second Ctrl-C"
+            self._say(task, f"killed before it had saved, {patience}; {took}, left for the next call")
         else:
-            why = f"status {status}: {_last_line(task)}"
+            why = f"{child.ending}: {_last_line(task)}"
             self.failed = True
             replace_text(task.folder / FAILURE, f"{why}\n")
             self._say(task, f"FAILED with {why} (all of it in {task.folder / LOG})")
@@ -101,7 +105,8 @@ class Runner:
 
     def _say(self, task: Task, what: str) -> None:
         finished = self.before + sum(each.finished for each in self.tasks)
-        print(f"[{finished}/{self.before + len(self.tasks)}] {task.name}: {what}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # the terminal is gone; what the other tasks have done is still to be noted
+            print(f"[{finished}/{self.before + len(self.tasks)}] {task.name}: {what}", file=sys.stderr, flush=True)
 
 
 def _last_line(task: Task) -> str:

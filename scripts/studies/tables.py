@@ -86,12 +86,18 @@ def provenance(results: StudyResults) -> str:
 
 
 def put_into(page_file: Path, study: str, text: str) -> None:
-    """Replace what stands between ``<!-- study NAME -->`` and ``<!-- end -->`` of a page. Raises ConfigError."""
-    found = page_file.read_text(encoding="utf-8")
-    pattern = re.compile(rf"(<!-- study {re.escape(study)} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-    if not pattern.search(found):
+    """Replace what stands in a study's place of a page. Raises ConfigError."""
+    place = place_in(page_file, study)
+    replace_text(page_file, place.re.sub(lambda ends: ends[1] + text + ends[2], place.string))
+
+
+def place_in(page_file: Path, study: str) -> re.Match[str]:
+    """From ``<!-- study NAME -->`` to ``<!-- end -->``, these as groups 1 and 2. Raises ConfigError."""
+    pattern = rf"(<!-- study {re.escape(study)} -->\n).*?(\n<!-- end -->)"
+    found = re.search(pattern, page_file.read_text(encoding="utf-8"), re.DOTALL)
+    if found is None:
         raise ConfigError(f"{page_file} has no place '<!-- study {study} -->' … '<!-- end -->' for the table")
-    replace_text(page_file, pattern.sub(lambda ends: ends[1] + text + ends[2], found))
+    return found
 
 
 def places_of(page_file: Path) -> Iterator[tuple[str, str]]:
