@@ -3,13 +3,13 @@
     python scripts/study.py STUDY FOLDER [--data NAME=FOLDER …] [--jobs 1] [--minutes 60] [--only RUNG …] [--dry-run]
                             [--results FILE] [--page FILE] [key=value …]
 
-STUDY is a YAML file such as configs/studies/ladder_cpu.yaml. Every training, RASA run and score is a process of its
-own with its own folder below FOLDER. What is finished there is not run again, and what was stopped, by --minutes,
-Ctrl-C, SIGTERM or a terminal that closes, goes on: the same command in stretches of any length comes to the same end, with status 3 while there
-is more to do; what failed is tried again. Numbers that are not there yet read "not run", or "failed". FOLDER has all
-numbers, seed by seed (STUDY.json), the tables (.md) and a picture (.png). --results FILE takes the numbers from one
-machine to the next: what FILE has of the same tasks is not run again, and it and the picture beside it are renewed;
-what it has of other seeds, or of other versions of the study, stays in it.
+STUDY is a YAML file such as configs/studies/ladder_cpu.yaml. Every training, RASA run and score is a process of its own
+with its own folder below FOLDER. What is finished there is not run again, and what was stopped, by --minutes, Ctrl-C,
+SIGTERM or a terminal that closes, goes on: the same command in stretches of any length comes to the same end, with
+status 3 while there is more to do; what failed is tried again. Numbers that are not there yet read "not run", or
+"failed". FOLDER has all numbers, seed by seed (STUDY.json), the tables (.md) and a picture (.png). --results FILE takes
+the numbers from one machine to the next: what FILE has of the same tasks is not run again, and it and the picture
+beside it are renewed; what it has of other seeds, or of other versions of the study, stays in it.
 """
 
 import argparse

@@ -1,8 +1,7 @@
-"""Child processes are told once, killed the second time, and never left behind; Python programs stand in for runs."""
+"""Child processes are told once, killed by Ctrl-C after that, and never left behind; Python programs stand in for runs."""
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,19 +10,15 @@ from pathlib import Path
 import pytest
 
 from franca.children import SIGNALS, STOPPED, Child, Children
+from tests.programs import IGNORES, OBEYS, SAVES, SLEEP, sent_when, wait_for
 
-SLEEP = "print('up', flush=True); time.sleep(60)"
-OBEYS = f"import signal, sys, time; signal.signal(15, lambda *_: sys.exit({STOPPED})); {SLEEP}"
-IGNORES = f"import signal, time; signal.signal(15, signal.SIG_IGN); {SLEEP}"
-SAVES = f"""
-import signal, sys, time
-def save(*_):
-    time.sleep(1)
-    sys.exit({STOPPED})
-signal.signal(15, save)
-{SLEEP}
+COUNTS = """
+import signal, time
+signal.signal(15, lambda *_: print('asked', flush=True))
+print('up', flush=True)
+time.sleep(2)
 """
-LEAVES = "import os, subprocess; print(subprocess.Popen(['sleep', '60']).pid, flush=True)"
+LEAVES = "import os, subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True)"
 Start = Callable[[Children, str], Child]
 
 
@@ -41,13 +36,6 @@ def start(tmp_path: Path) -> Start:
     return make
 
 
-def wait_for(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def ended(pid: int) -> bool:
     with suppress(ProcessLookupError):
         os.kill(pid, 0)
@@ -56,7 +44,7 @@ def ended(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_is_passed_on_to_all_once_and_remembered(start: Start, number: int) -> None:
+def test_a_signal_is_passed_on_to_all_and_remembered(start: Start, number: int) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     before = [signal.getsignal(each) for each in SIGNALS]
     with Children(60) as children:
@@ -68,23 +56,74 @@ def test_a_signal_is_passed_on_to_all_once_and_remembered(start: Start, number: 
     assert [signal.getsignal(each) for each in SIGNALS] == before
 
 
-def test_a_second_signal_kills_and_the_first_is_remembered(start: Start) -> None:
+def test_each_is_asked_once(start: Start, tmp_path: Path) -> None:
+    with Children(60) as children:
+        child = start(children, COUNTS)
+        signal.raise_signal(signal.SIGTERM)
+        wait_for(lambda: "asked" in (tmp_path / "0.txt").read_text())
+        signal.raise_signal(signal.SIGTERM)
+        children.ask()
+    assert child.poll() == 0
+    assert (tmp_path / "0.txt").read_text().split() == ["up", "asked"]
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+def test_ctrl_c_after_a_signal_kills_and_the_first_is_remembered(start: Start, first: int) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with Children(60) as children:
         child = start(children, IGNORES)
+        signal.raise_signal(first)
         signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
         children.wait(60)
     assert child.poll() == 128 + signal.SIGKILL
-    assert children.signal_number == signal.SIGINT
+    assert child.killed
+    assert child.stopped_by is None
+    assert children.signal_number == first
 
 
-def test_a_terminal_that_closes_may_say_so_twice(start: Start) -> None:
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGHUP])
+def test_schedulers_and_closing_terminals_may_say_it_again(start: Start, again: int) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with Children(60) as children:
         child = start(children, SAVES)
-        signal.raise_signal(signal.SIGHUP)
-        signal.raise_signal(signal.SIGHUP)
+        for number in (signal.SIGINT, again, again):
+            signal.raise_signal(number)
     assert child.poll() == STOPPED
+    assert not child.killed
+
+
+@pytest.mark.parametrize(
+    ("program", "ending", "stopped_by"),
+    [
+        ("", "status 0", None),
+        ("raise SystemExit(2)", "status 2", None),
+        (f"raise SystemExit({STOPPED})", "status 143", signal.SIGTERM),
+        ("raise SystemExit(130)", "status 130", signal.SIGINT),
+        ("raise SystemExit(129)", "status 129", None),
+        ("import os; os.kill(os.getpid(), 15)", "signal 15 (SIGTERM)", signal.SIGTERM),
+        ("import os; os.kill(os.getpid(), 9)", "signal 9 (SIGKILL)", None),
+    ],
+)
+def test_what_saves_and_what_had_nothing_to_save_yet_has_stopped(
+    start: Start, program: str, ending: str, stopped_by: int | None
+) -> None:
+    with Children(60) as children:
+        child = start(children, f"print('up', flush=True); {program}")
+        wait_for(lambda: child.poll() is not None)
+    assert (child.ending, child.stopped_by) == (ending, stopped_by)
+    assert not child.killed
+
+
+def test_its_time_ends_with_it_not_with_its_neighbours(start: Start) -> None:
+    with Children(60) as children:
+        slow = start(children, SAVES)
+        quick = start(children, OBEYS)
+        before = quick.seconds
+        children.ask()
+        children.wait(60)
+    assert quick.seconds - before < slow.seconds - quick.seconds + before
+    assert quick.seconds == quick.seconds, "it stands still"
+    assert slow.seconds > 1
 
 
 def test_what_nohup_has_ignored_stays_so(start: Start) -> None:
@@ -100,7 +139,7 @@ def test_what_nohup_has_ignored_stays_so(start: Start) -> None:
 def test_a_signal_that_comes_while_one_is_started_reaches_it(start: Start) -> None:
     with Children(60) as children:
         signal.raise_signal(signal.SIGTERM)
-        child = children.add(Child(["-c", f"import time; {SLEEP}"], 2))
+        child = children.add(Child(["-c", SLEEP], 2))
     assert child.poll() == STOPPED, "it had no handler yet"
 
 
@@ -113,7 +152,7 @@ def test_on_leaving_they_may_save_within_the_grace(start: Start) -> None:
     assert child.poll() == 128 + signal.SIGKILL
 
 
-@pytest.mark.parametrize("ends", ["", "import time; time.sleep(60)"])
+@pytest.mark.parametrize("ends", ["", "import time; time.sleep(600)"])
 def test_what_a_child_has_started_ends_with_it(ends: str, start: Start, tmp_path: Path) -> None:
     with Children(60) as children:
         child = start(children, f"{LEAVES}; {ends}")
@@ -138,11 +177,11 @@ def test_one_that_failed_before_it_was_asked_was_not_asked(start: Start) -> None
     assert not child.asked
 
 
-def test_signals_that_come_from_another_process_are_heeded_while_it_waits(start: Start) -> None:
+def test_signals_that_come_while_it_waits_are_heeded(start: Start) -> None:
     with Children(60) as children:
         child = start(children, OBEYS)
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         began = time.monotonic()
-        children.wait(60)
+        with sent_when(lambda: time.monotonic() > began + 0.3, signal.SIGINT):
+            children.wait(60)
         assert time.monotonic() - began < 30
     assert child.poll() == STOPPED

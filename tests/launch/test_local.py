@@ -2,9 +2,10 @@
 
 import os
 import signal
-import threading
+import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,8 @@ from franca.children import STOPPED
 from franca.launch import local
 from franca.launch.local import LocalRun
 from franca.metrics import read_metrics
+from tests.programs import FAILS, OBEYS, SLEEP, sent_when
 
-SLEEP = "import time, sys; print('up', flush=True); time.sleep(60)"
-STOPS_WITH_ITS_STATUS = f"import signal, sys; signal.signal(15, lambda *_: sys.exit({STOPPED})); {SLEEP}"
 Runs = Callable[..., LocalRun]
 
 
@@ -35,16 +35,9 @@ def says(run: LocalRun) -> list[str]:
     return [log.read_text().strip() for log in run.logs]
 
 
-def send_when_up(run: LocalRun, number: int) -> None:
+def sent_when_up(run: LocalRun, number: int) -> AbstractContextManager[None]:
     """A signal to this process, once each process of the run has printed its first line."""
-
-    def send() -> None:
-        deadline = time.monotonic() + 60
-        while not all(log.exists() and log.stat().st_size for log in run.logs) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.kill(os.getpid(), number)
-
-    threading.Thread(target=send, daemon=True).start()
+    return sent_when(lambda: all(log.exists() and log.stat().st_size for log in run.logs), number)
 
 
 def test_each_process_is_told_its_place(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +66,7 @@ def test_a_process_that_fails_ends_the_run_with_its_status_and_last_words(
     assert run.run() == 1
     said = capfd.readouterr().err
     assert f"process 1 ended with status 1; {run.logs[1]} ends with\n  no more" in said
-    assert all(child.process.returncode is not None for child in run.children.all)
+    assert all(child.poll() is not None for child in run.children.all)
 
 
 def test_a_process_that_is_killed_before_it_listens_has_failed_unless_it_was_asked(
@@ -83,21 +76,36 @@ def test_a_process_that_is_killed_before_it_listens_has_failed_unless_it_was_ask
     run = runs(f"import os; os.environ['RANK'] == '1' and os.kill(os.getpid(), 15); {SLEEP}")
     assert run.run() == STOPPED
     assert run.children.all[0].poll() == 128 + signal.SIGKILL, "it would wait for the other one"
-    run = runs(f"import time; {SLEEP}")
-    send_when_up(run, signal.SIGTERM)
-    assert run.run() == STOPPED
+    run = runs(SLEEP)
+    with sent_when_up(run, signal.SIGTERM):
+        assert run.run() == STOPPED
     assert [child.poll() for child in run.children.all] == [STOPPED, STOPPED]
 
 
 def test_a_signal_stops_the_run(runs: Runs) -> None:
-    run = runs(STOPS_WITH_ITS_STATUS)
-    send_when_up(run, signal.SIGINT)
-    assert run.run() == STOPPED
+    run = runs(OBEYS)
+    with sent_when_up(run, signal.SIGINT):
+        assert run.run() == STOPPED
     assert [child.poll() for child in run.children.all] == [STOPPED, STOPPED]
 
 
+def test_what_fails_while_it_saves_has_failed(runs: Runs, capfd: pytest.CaptureFixture[str]) -> None:
+    run = runs(FAILS, processes=1)
+    with sent_when_up(run, signal.SIGTERM):
+        assert run.run() == 1
+    assert "status 1" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which takes no byte")
+def test_a_terminal_that_is_gone_ends_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, os.fdopen(os.open("/dev/full", os.O_WRONLY), "w", buffering=1, closefd=False))
+    assert runs("import time; print('one'); time.sleep(0.5); print('two')", processes=1).run(follow=True) == 0
+    assert runs("raise SystemExit(3)", processes=1).run(follow=True) == 3
+
+
 def test_the_time_limit_stops_the_run(runs: Runs) -> None:
-    run = runs(STOPS_WITH_ITS_STATUS)
+    run = runs(OBEYS)
     run.deadline = time.monotonic() + 1.0
     assert run.run() == STOPPED
 

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +12,9 @@ from franca.reproduce import process
 from franca.reproduce.__main__ import main
 from franca.reproduce.errors import ReproduceError, Stopped
 from franca.reproduce.process import TrainingProcess
+from tests.programs import FAILS, IGNORES, OBEYS, SLEEP, sent_when
 from tests.tiny import write_tiny
 
-SLEEP = "print('up', flush=True); time.sleep(60)"
-OBEYS = f"import signal, sys, time; signal.signal(15, lambda *_: sys.exit({STOPPED})); {SLEEP}"
-IGNORES = f"import signal, time; signal.signal(15, signal.SIG_IGN); {SLEEP}"
 Processes = Callable[[str], TrainingProcess]
 
 
@@ -33,18 +29,6 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
         return made
 
     return make
-
-
-def send_when_up(child: TrainingProcess, *numbers: int) -> None:
-    def send() -> None:
-        deadline = time.monotonic() + 60
-        while not child.words and time.monotonic() < deadline:
-            time.sleep(0.02)
-        for number in numbers:
-            os.kill(os.getpid(), number)
-            time.sleep(0.3)
-
-    threading.Thread(target=send, daemon=True).start()
 
 
 def test_a_run_that_ends_is_followed_to_its_last_line(processes: Processes) -> None:
@@ -62,7 +46,7 @@ def test_it_is_stopped_when_there_is_enough(processes: Processes) -> None:
 
 
 def test_one_that_is_asked_to_stop_while_its_handler_is_not_there_has_not_failed(processes: Processes) -> None:
-    child = processes(f"import time; {SLEEP}")
+    child = processes(SLEEP)
     child.run(lambda: bool(child.words))
     assert child.child.poll() == STOPPED
 
@@ -76,18 +60,35 @@ def test_one_that_is_asked_to_stop_while_its_handler_is_not_there_has_not_failed
 )
 def test_the_signal_that_came_is_the_one_reported(processes: Processes, number: int, words: str) -> None:
     child = processes(OBEYS)
-    send_when_up(child, number)
-    with pytest.raises(Stopped, match=words) as stop:
+    with pytest.raises(Stopped, match=words) as stop, sent_when(lambda: bool(child.words), number):
         child.run(lambda: False)
     assert stop.value.signal_number == number
     assert child.child.poll() == STOPPED
 
 
-def test_the_first_of_two_signals_is_the_one_reported(processes: Processes) -> None:
-    child = processes(IGNORES)
-    send_when_up(child, signal.SIGINT, signal.SIGTERM)
-    with pytest.raises(Stopped, match="SIGINT"):
+@pytest.mark.parametrize(
+    ("program", "numbers", "words"),
+    [
+        (FAILS, [signal.SIGTERM], "status 1; its last words:\n  up\n  the disk"),
+        (IGNORES, [signal.SIGINT] * 2, "SIGKILL"),
+    ],
+)
+def test_what_fails_or_is_killed_while_it_saves_is_an_error(
+    processes: Processes, program: str, numbers: list[int], words: str
+) -> None:
+    child = processes(program)
+    with pytest.raises(ReproduceError, match=words), sent_when(lambda: bool(child.words), *numbers):
         child.run(lambda: False)
+
+
+def test_what_cannot_be_said_is_read_all_the_same(processes: Processes) -> None:
+    def say(_: str) -> None:
+        raise OSError("the terminal is gone")
+
+    child = processes("for line in range(20_000): print(line)")
+    child.say = say
+    child.run(lambda: False)
+    assert child.words[-1] == "19999"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -128,7 +129,7 @@ def test_the_run_is_stopped_when_looking_fails(processes: Processes) -> None:
 
     with pytest.raises(OSError, match="disk"):
         child.run(fail)
-    assert child.child.process.returncode == STOPPED
+    assert child.child.poll() == STOPPED
 
 
 @pytest.mark.slow
@@ -136,13 +137,8 @@ def test_ctrl_c_stops_a_real_run(images: Path, tmp_path: Path, capsys: pytest.Ca
     recipe = write_tiny(tmp_path / "long.yaml", images, "steps=1000000", "device=cpu")
     metrics = tmp_path / "run-seed0" / "metrics.jsonl"
 
-    def interrupt() -> None:
-        while not (metrics.exists() and metrics.stat().st_size):
-            time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt, daemon=True).start()
-    assert main([str(recipe), "--record", "0,1", f"output={tmp_path / 'run'}"]) == 130
+    with sent_when(lambda: metrics.exists() and metrics.stat().st_size > 0, signal.SIGINT):
+        assert main([str(recipe), "--record", "0,1", f"output={tmp_path / 'run'}"]) == 130
     said = capsys.readouterr()
     assert "by SIGTERM; the same command continues" in said.out, "the run's own words: it has saved its state"
     assert said.err == "stopped by SIGINT, passed on to the run as SIGTERM; the same command continues the run\n"
