@@ -1,4 +1,4 @@
-"""Python programs that stand in for a training when it is asked to stop, and signals to this process at the right time."""
+"""Python programs in the place of a training that is asked to stop, and signals to this process at the right time."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""Child processes are told once, killed by Ctrl-C after that, and never left behind; Python programs stand in for runs."""
+"""Child processes are told once, killed by Ctrl-C after that, and never left behind; programs stand in for runs."""
 
 import os
 import signal
@@ -122,7 +122,6 @@ def test_its_time_ends_with_it_not_with_its_neighbours(start: Start) -> None:
         children.ask()
         children.wait(60)
     assert quick.seconds - before < slow.seconds - quick.seconds + before
-    assert quick.seconds == quick.seconds, "it stands still"
     assert slow.seconds > 1
 
 

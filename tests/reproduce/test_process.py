@@ -69,7 +69,7 @@ def test_the_signal_that_came_is_the_one_reported(processes: Processes, number: 
 @pytest.mark.parametrize(
     ("program", "numbers", "words"),
     [
-        (FAILS, [signal.SIGTERM], "status 1; its last words:\n  up\n  the disk"),
+        (FAILS, [signal.SIGTERM], "status 1; its last words:\n  up\n  the"),
         (IGNORES, [signal.SIGINT] * 2, "SIGKILL"),
     ],
 )

@@ -6,6 +6,7 @@ import signal
 import statistics
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,7 @@ from studies.plan import Task, plan, with_needs
 from studies.results import Entry, StudyResults, difference, gather, missing, read
 from studies.running import Runner
 from studies.tables import FAILED, NOT_RUN, page, places_of, put_into
+from tests.programs import FAILS, IGNORES, OBEYS, SAVES, sent_when
 from tests.tiny import write_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,7 +191,7 @@ def test_nothing_begins_before_what_it_needs_has_ended(tmp_path: Path) -> None:
     assert not broken[1].folder.exists()
 
 
-SAVES = """
+WRITES = """
 import signal, sys, time
 def save(*_):
     open(sys.argv[1], "a").write("saved ")
@@ -202,7 +204,7 @@ time.sleep(60)
 def saving(tmp_path: Path) -> list[Task]:
     """A training that saves when it is asked to stop, and ends at once where it had saved."""
     ends = f"import os, sys\nif os.path.exists({str(tmp_path / 'state')!r}): sys.exit(0)\nsys.argv[1:] = "
-    return tasks_of(tmp_path, f"{ends}[{str(tmp_path / 'state')!r}]\n{SAVES}")
+    return tasks_of(tmp_path, f"{ends}[{str(tmp_path / 'state')!r}]\n{WRITES}")
 
 
 def test_time_that_is_over_stops_and_saves_and_the_next_call_goes_on(tmp_path: Path, capsys) -> None:
@@ -231,6 +233,63 @@ def test_what_someone_else_stops_has_not_failed_and_is_left_for_the_next_call(tm
     assert run([task]) == running.MORE
     assert capsys.readouterr().err.count("stopped after") == 1
     assert not task.failed
+
+
+def all_up(tasks: list[Task]) -> Callable[[], bool]:
+    """Whether each has said something."""
+    logs = [task.folder / running.LOG for task in tasks]
+    return lambda: all(log.exists() and log.stat().st_size for log in logs)
+
+
+def test_what_fails_while_it_saves_has_failed(tmp_path: Path, capsys) -> None:
+    tasks = tasks_of(tmp_path, FAILS)
+    with sent_when(all_up(tasks), signal.SIGTERM):
+        assert run(tasks) == 128 + signal.SIGTERM
+    assert "FAILED with status 1: the disk is full" in capsys.readouterr().err
+    assert tasks[0].failed
+
+
+def test_what_does_not_save_in_time_is_killed_and_left(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(running, "GRACE", 0.2)
+    tasks = tasks_of(tmp_path, IGNORES)
+    with sent_when(all_up(tasks), signal.SIGTERM):
+        assert run(tasks) == 128 + signal.SIGTERM
+    said = capsys.readouterr().err
+    assert "killed before it had saved" in said
+    assert "FAILED" not in said
+    assert not tasks[0].failed
+
+
+def test_the_time_of_a_neighbour_that_saves_is_not_counted(tmp_path: Path) -> None:
+    slow, quick = tasks_of(tmp_path, SAVES)[0], replace(tasks_of(tmp_path, OBEYS)[0], folder=tmp_path / "quick")
+    with sent_when(all_up([slow, quick]), signal.SIGTERM):
+        run([slow, quick])
+    seconds = [float((task.folder / running.SECONDS).read_text()) for task in (slow, quick)]
+    assert seconds[0] - seconds[1] > 0.6
+
+
+def test_a_terminal_that_is_gone_loses_nothing(tmp_path: Path, monkeypatch) -> None:
+    def fail(*_, **__) -> None:
+        raise OSError("Input/output error")
+
+    monkeypatch.setattr("builtins.print", fail)
+    tasks = tasks_of(tmp_path, "", "raise SystemExit(2)", "")
+    assert run(tasks) == 1
+    assert [task.finished for task in tasks] == [True, False, True]
+
+
+def test_a_failure_is_forgotten_once_its_task_goes_on(tmp_path: Path) -> None:
+    """It was mended, and then stopped by time: here, and in what was recorded of the failure."""
+    tasks = plan(small_study(), tmp_path / "here", ANYWHERE)
+    (failing,) = broken = [replace(tasks[0], command=("-c", "raise SystemExit(2)"))]
+    assert run(broken) == 1
+    recorded = gather(small_study(), tasks, StudyResults())
+    assert recorded.failed == [failing.identity]
+    assert run([replace(failing, command=("-c", OBEYS))], seconds=1.0) == running.MORE
+    assert not failing.failed
+    assert gather(small_study(), tasks, recorded).failed == []
+    elsewhere = plan(small_study(), tmp_path / "there", ANYWHERE)
+    assert gather(small_study(), elsewhere, recorded).failed == recorded.failed
 
 
 def finished_study(folder: Path) -> tuple[StudyConfig, StudyResults]:
@@ -327,7 +386,6 @@ def test_the_table_shows_spread_and_what_was_not_run(tmp_path: Path) -> None:
 def test_the_table_shows_what_failed(tmp_path: Path) -> None:
     """The training of a rung keeps back all its numbers, a score its own; a rung that waited for it was not run."""
     config, results = finished_study(tmp_path)
-    results.write(tmp_path / "before.json")
     third, score = (next(t for t in plan(config, tmp_path, ANYWHERE) if t.rung == "third" and t.kind == kind)
                     for kind in ("rasa", "score"))  # fmt: skip
     third.folder.mkdir()
@@ -404,6 +462,16 @@ def test_only_the_rungs_asked_for_and_those_they_begin_with(tmp_path: Path, caps
     assert "no such rung; there are dinov2, " in capsys.readouterr().err
     assert script.main([*arguments, "--data", "imagenette=/not/there"]) == 2
     assert "give NAME=FOLDER of a folder that exists" in capsys.readouterr().err
+
+
+def test_a_page_without_a_place_is_refused_before_anything_runs(tmp_path: Path, capsys) -> None:
+    (tmp_path / "page.md").write_text("no place\n")
+    arguments = [str(ROOT / "configs/studies/ladder_cpu.yaml"), str(tmp_path / "runs")]
+    data = [f"--data={name}={tmp_path}" for name in ANYWHERE]
+    for page_file, says in (("page.md", "no place '<!-- study ladder_cpu -->'"), ("none.md", "none.md")):
+        assert script.main([*arguments, *data, "--page", str(tmp_path / page_file)]) == 2
+        assert says in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.fixture
