@@ -385,7 +385,7 @@ def test_the_table_shows_spread_and_what_was_not_run(tmp_path: Path) -> None:
 
 def test_the_table_shows_what_failed(tmp_path: Path) -> None:
     """The training of a rung keeps back all its numbers, a score its own; a rung that waited for it was not run."""
-    config, results = finished_study(tmp_path)
+    config, _ = finished_study(tmp_path)
     third, score = (next(t for t in plan(config, tmp_path, ANYWHERE) if t.rung == "third" and t.kind == kind)
                     for kind in ("rasa", "score"))  # fmt: skip
     third.folder.mkdir()
