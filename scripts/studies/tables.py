@@ -88,12 +88,12 @@ def provenance(results: StudyResults) -> str:
 def put_into(page_file: Path, study: str, text: str) -> None:
     """Replace what stands in a study's place of a page. Raises ConfigError."""
     place = place_in(page_file, study)
-    replace_text(page_file, place.re.sub(lambda ends: ends[1] + text + ends[2], place.string))
+    replace_text(page_file, place.re.sub(lambda ends: f"{ends[1]}{text}\n{ends[2]}", place.string))
 
 
 def place_in(page_file: Path, study: str) -> re.Match[str]:
     """From ``<!-- study NAME -->`` to ``<!-- end -->``, these as groups 1 and 2. Raises ConfigError."""
-    pattern = rf"(<!-- study {re.escape(study)} -->\n).*?(\n<!-- end -->)"
+    pattern = rf"(<!-- study {re.escape(study)} -->\n)(?:.*?\n)??(<!-- end -->)"
     found = re.search(pattern, page_file.read_text(encoding="utf-8"), re.DOTALL)
     if found is None:
         raise ConfigError(f"{page_file} has no place '<!-- study {study} -->' … '<!-- end -->' for the table")
@@ -103,5 +103,5 @@ def place_in(page_file: Path, study: str) -> re.Match[str]:
 def places_of(page_file: Path) -> Iterator[tuple[str, str]]:
     """Every study that a page shows, and what it shows of it."""
     text = page_file.read_text(encoding="utf-8")
-    for found in re.finditer(r"<!-- study (\S+) -->\n(.*?)\n<!-- end -->", text, re.DOTALL):
-        yield found[1], found[2]
+    for found in re.finditer(r"<!-- study (\S+) -->\n(?:(.*?)\n)??<!-- end -->", text, re.DOTALL):
+        yield found[1], found[2] or ""

@@ -433,6 +433,9 @@ def test_a_page_takes_the_tables_in_their_place_alone(tmp_path: Path) -> None:
     put_into(file, "one", "new\nlines")
     assert dict(places_of(file)) == {"one": "new\nlines", "two": "kept"}
     assert file.read_text().startswith("before\n")
+    file.write_text("<!-- study empty -->\n<!-- end -->\nkept\n<!-- study two -->\nkept\n<!-- end -->\n")
+    put_into(file, "empty", "new")
+    assert dict(places_of(file)) == {"empty": "new", "two": "kept"}
     with pytest.raises(ConfigError, match="no place '<!-- study three -->'"):
         put_into(file, "three", "x")
 
