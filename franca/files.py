@@ -70,10 +70,11 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold a folder for this process alone; the system lets go of it however the process ends.
 
-    Raises BlockingIOError when another process holds it. Where the file system has no locks nothing is held.
+    Raises BlockingIOError when another process holds it; with ``waiting``, calls that and waits instead. Where the file
+    system has no locks nothing is held.
     """
     if sys.platform == "win32":
         yield
@@ -83,7 +84,10 @@ def held(folder: Path) -> Iterator[None]:
             # Not flock: worker processes would inherit that, and hold it for some seconds after a kill.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            raise BlockingIOError(f"another process holds {folder}") from error
+            if waiting is None:
+                raise BlockingIOError(f"another process holds {folder}") from error
+            waiting()
+            fcntl.lockf(file, fcntl.LOCK_EX)
         except OSError:
             pass
         yield

@@ -26,7 +26,8 @@ from franca.eval.errors import EvalError
 from franca.eval.figures import can_draw
 from franca.files import held, replace_text
 from franca.openmp import sleep_while_waiting
-from measuring.facts import facts
+from franca.reproduce.machine import commit
+from measuring.facts import ROOT, facts
 from studies.config import StudyConfig, read_study
 from studies.plan import Task, plan, with_needs
 from studies.results import StudyResults, gather, missing, read
@@ -130,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         options.folder.mkdir(parents=True, exist_ok=True)
         device = choose_device("auto")
-        place = facts(device, choose_precision("auto", device)) | fingerprints(data)
+        place = facts(device, choose_precision("auto", device)) | {"commit": commit(ROOT)} | fingerprints(data)
         with held(options.folder):
             before = len(with_needs(asked)) - len(wanted)
             status = Runner(wanted, options.jobs, 60 * options.minutes, place, before).run()

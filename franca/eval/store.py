@@ -7,7 +7,6 @@ Legend: N images, B images of a batch, h x w patches, D width.
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ from franca.files import held
 logger = logging.getLogger(__name__)
 
 MOST_BLOCKS = 4  # that any protocol asks for
-POLL = 0.5  # seconds between two looks at a folder that another process holds
 NAMED = 20  # unreadable images that are named; all of them are in the table's folder
 
 Embed = Callable[[Tensor, int], list[Tokens]]  # uint8 (B, C, S, S), blocks -> tokens of the last blocks
@@ -144,7 +142,8 @@ class FeatureStore:
         if table.is_whole() and not len(table.todo()):
             return
         table.folder.mkdir(parents=True, exist_ok=True)
-        _hold(table.folder, stack)
+        said = "another process extracts the same features into %s: waiting until it has ended"
+        stack.enter_context(held(table.folder, lambda: logger.warning(said, table.folder)))
         if not table.exists():
             sample = view(torch.zeros(3, 64, 64, dtype=torch.uint8))
             tokens = self.embed(sample[None], table.blocks)
@@ -164,20 +163,6 @@ class FeatureStore:
                 table.mark(np.array(list(unreadable)), UNREADABLE)
                 reasons |= unreadable
         table.explain(reasons)
-
-
-def _hold(folder: Path, stack: ExitStack) -> None:
-    """Hold the folder, once another run that extracts the same features has ended."""
-    told = False
-    while True:
-        try:
-            stack.enter_context(held(folder))
-            return
-        except BlockingIOError:
-            if not told:
-                logger.warning("another process extracts the same features into %s: waiting until it has ended", folder)
-            told = True
-            time.sleep(POLL)
 
 
 def _together(work: Callable[[], None]) -> None:

@@ -55,12 +55,12 @@ def code_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-def commit() -> str:
-    """Of the package's clone, "-dirty" where files differ from it; outside of one what FRANCA_COMMIT says."""
+def commit(clone: Path = PACKAGE.parent) -> str:
+    """Of a clone, "-dirty" where files differ from it; where it is none, what FRANCA_COMMIT says."""
     stated = os.environ.get("FRANCA_COMMIT", "unknown")
-    if not (PACKAGE.parent / ".git").exists():
+    if not (clone / ".git").exists():
         return stated
-    command = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty", "--exclude", "*", "--abbrev=12"]
+    command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--exclude", "*", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip() or stated
     except (OSError, subprocess.TimeoutExpired):

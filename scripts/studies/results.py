@@ -14,7 +14,7 @@ from franca.eval.result import read_results
 from franca.files import replace_text
 from franca.metrics import read_metrics
 from studies.config import TRAINING, ColumnConfig, StudyConfig
-from studies.plan import Identity, Task
+from studies.plan import Identity, Task, with_needs
 from studies.running import results_file, told
 
 FORMAT = 1
@@ -148,13 +148,8 @@ def gather(study: StudyConfig, tasks: Sequence[Task], recorded: StudyResults) ->
 
 def missing(tasks: Sequence[Task], asked: Sequence[Task], recorded: StudyResults) -> list[Task]:
     """Of all tasks those still to be run: what is asked for and has no recorded numbers, and what that needs."""
-    wanted = {task for task in asked if not (task.finished or recorded.has(task))}
-    queue = list(wanted)
-    while queue:
-        needs = {task for task in queue.pop().needs if not task.finished} - wanted
-        wanted |= needs
-        queue += needs
-    return [task for task in tasks if task in wanted]
+    wanted = with_needs(task for task in asked if not (task.finished or recorded.has(task)))
+    return [task for task in tasks if task in wanted and not task.finished]
 
 
 def _values(task: Task, column: ColumnConfig) -> Values:
