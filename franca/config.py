@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 Schema = TypeVar("Schema")
+YAML_WORDS = ("on", "off", "yes", "no")  # which YAML takes for true and false, in any case
 NUMBERS = {"Integer": "a whole number", "Float": "a number"}  # as OmegaConf calls them -> in words
 
 
@@ -76,4 +77,8 @@ def _read_overrides(overrides: list[str]) -> DictConfig:
     for override in overrides:
         if "=" not in override or override.startswith("-"):
             raise ConfigError(f"command line: {override!r} is not of the form key=value")
-    return OmegaConf.from_dotlist(overrides)
+    read = OmegaConf.from_dotlist(overrides)
+    for key, text in (override.split("=", 1) for override in overrides):
+        if text.lower() in YAML_WORDS:  # may be the name of a choice; an option that is a bool takes the word as well
+            OmegaConf.update(read, key, text)
+    return read

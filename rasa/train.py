@@ -38,7 +38,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file that differs from the defaults; see configs/rasa/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, such as rounds=4 data.size=224")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="overrides, such as rounds=4 data.size=224"
+    )
     return parser.parse_intermixed_args(arguments)
 
 

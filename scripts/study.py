@@ -29,7 +29,7 @@ from franca.openmp import sleep_while_waiting
 from franca.reproduce.machine import commit
 from measuring.facts import ROOT, facts
 from studies.config import StudyConfig, read_study
-from studies.plan import Task, plan, with_needs
+from studies.plan import Task, plan, require_parts, with_needs
 from studies.results import StudyResults, gather, missing, read
 from studies.running import Runner
 from studies.tables import page, place_in, put_into
@@ -53,7 +53,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="list the tasks and their commands, then stop")
     parser.add_argument("--results", type=Path, metavar="FILE", help="numbers recorded before, kept and renewed")
     parser.add_argument("--page", type=Path, metavar="FILE", help="Markdown page that keeps a place for the tables")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the study's file, such as seeds=[0]")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="over the study's file, such as seeds=[0]"
+    )
     return parser.parse_intermixed_args(arguments)
 
 
@@ -69,11 +71,16 @@ def folders(given: Sequence[str]) -> dict[str, Path]:
 
 
 def chosen(tasks: Sequence[Task], rungs: Sequence[str], seeds: Sequence[int], study: StudyConfig) -> list[Task]:
-    """The tasks asked for. Raises ConfigError for a rung that there isn't."""
+    """The tasks asked for. Raises ConfigError for a rung or a seed that there isn't."""
     unknown = sorted(set(rungs) - set(study.rungs))
     if unknown:
         raise ConfigError(f"--only {' '.join(unknown)}: no such rung; there are {', '.join(study.rungs)}")
-    return [t for t in tasks if (not rungs or t.rung in rungs) and (not seeds or t.seed in seeds)]
+    of_rungs = [task for task in tasks if not rungs or task.rung in rungs]
+    known = {task.seed for task in of_rungs}
+    if not known.issuperset(seeds):
+        given, there = (" ".join(map(str, sorted(numbers))) for numbers in (set(seeds) - known, known))
+        raise ConfigError(f"--seeds {given}: {' '.join(rungs) or 'the study'} has {there}; seeds=[…] asks for others")
+    return [task for task in of_rungs if not seeds or task.seed in seeds]
 
 
 def listing(tasks: Sequence[Task]) -> str:
@@ -121,6 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
         data = folders(options.data)
         study = read_study(options.study, options.overrides)
         tasks = plan(study, options.folder, data)
+        require_parts(study.texts(), data)
         recorded = read(options.results) if options.results and options.results.exists() else StudyResults()
         asked = chosen(tasks, options.only, options.seeds, study)
         wanted = missing(tasks, asked, recorded)

@@ -55,7 +55,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--follow", action="store_true", help="show the first process's log until the end")
     parser.add_argument("--dry-run", action="store_true", help="check, print what would be submitted, and stop")
     parser.add_argument("--config", metavar="FILE", help="as for franca.train: a YAML file; see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for franca.train")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="as for franca.train")
     return parser.parse_intermixed_args(arguments)
 
 

@@ -5,7 +5,7 @@ from franca.reproduce.curve import SCORES
 from franca.reproduce.recipe import all_recipes
 from franca.reproduce.record import Record, read_record
 
-HEADER = ("recipe", "seeds", "minutes there", "at the end", "recorded on")
+HEADER = ("recipe", "seeds", "minutes of its steps there", "at the end", "recorded on")
 
 
 def listing() -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from franca.config import ConfigError
 from franca.reproduce.errors import ReproduceError
 from franca.train.build import OPERATIONAL, flatten
 from franca.train.config import TrainConfig, load_config
@@ -39,19 +40,28 @@ class Recipe:
         """The recipe with a user's overrides.
 
         Raises:
-            ConfigError: an override is no key, or its value is out of range.
-            ReproduceError: one changes what is learned or compared.
+            ConfigError: a value is out of range.
+            ReproduceError: an override changes what is learned or compared, or is no key.
         """
-        config = load_config(self.file, overrides)
+        try:
+            config = load_config(self.file, overrides)
+        except ConfigError as error:
+            others = [text for text in overrides if (key := text.partition("=")[0]) != "seed" and not _is_free(key)]
+            if others:
+                raise ReproduceError(self._refusal(", ".join(others))) from error
+            raise
         told, mine = learned(load_config(self.file)), learned(config)
         changed = [f"{key}={mine[key]!r} (recipe: {told[key]!r})" for key in mine if mine[key] != told[key]]
         if changed:
-            raise ReproduceError(
-                f"{', '.join(changed)}: that would be another run than {self.name}'s, whose curve says nothing about "
-                "it. Leave it out; free are seed and what doesn't change what is learned or compared: "
-                f"{', '.join(FREE)}"
-            )
+            raise ReproduceError(self._refusal(", ".join(changed)))
         return config
+
+    def _refusal(self, changes: str) -> str:
+        return (
+            f"{changes}: that would be another run than {self.name}'s, whose curve says nothing about it. Leave it out "
+            "(--until STEP compares the beginning alone); free are seed and what doesn't change what is learned or "
+            f"compared: {', '.join(FREE)}"
+        )
 
 
 def learned(config: TrainConfig) -> dict[str, Any]:

@@ -35,6 +35,11 @@ class Outcome:
         return not any(agreement.differs for agreement in self.agreements)
 
     @property
+    def other_images(self) -> bool:
+        """Whether it is known to have learned from other images than those that were recorded."""
+        return not self.made_elsewhere and any(words.startswith("images") for words in self.differences)
+
+    @property
     def points(self) -> list[Point]:
         """Of all quantities."""
         return [point for agreement in self.agreements for point in agreement.points]
@@ -64,11 +69,14 @@ def verdict(outcome: Outcome) -> list[str]:
     outside = sum(point.outside for point in outcome.points)
     count = f"{len(outcome.points)} points, {outside} of them outside the tolerance"
     if outcome.reproduced:
-        lines = [f"reproduced: {what} learns as seeds {seeds} did where they were recorded ({count})"]
+        agrees = "reproduced, but with other images" if outcome.other_images else "reproduced"
+        lines = [f"{agrees}: {what} learns as seeds {seeds} did where they were recorded ({count})"]
     else:
         lines = [f"differs: {what} does not learn as seeds {seeds} did where they were recorded ({count})"]
         differing = sorted((one for one in outcome.agreements if one.differs), key=lambda one: one.first.step)
         lines += [f"  {_where(agreement)}" for agreement in differing]
+    if all(len(agreement.points) == 1 for agreement in outcome.agreements):
+        lines.append("one point of each: so short a check finds what is grossly wrong, and nothing else")
     if outcome.own is not None:
         lines.append(f"from the recorded curve of seed {outcome.seed} itself: at most {outcome.own:.2g} tolerances off")
     if outcome.made_elsewhere:

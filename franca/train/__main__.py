@@ -37,7 +37,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     asked.add_argument("--devices", type=int, default=0, metavar="N", help="one process each; world_size or 1")
     asked.add_argument("--device-name", default="", metavar="NAME", help="such as H100; this machine's")
     asked.add_argument("--utilisation", type=float, metavar="SHARE", help="of the device's peak; as such runs reach")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, such as steps=500 model.depth=6")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="overrides, such as steps=500 model.depth=6"
+    )
     return parser.parse_intermixed_args(arguments)
 
 

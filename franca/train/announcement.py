@@ -2,6 +2,9 @@
 
 import torch
 
+from franca.data.mixture import Mixture, describe
+from franca.data.sources import Source
+from franca.data.sources.shards import Shards
 from franca.devices import compiler_trouble
 from franca.distributed import local_world_size, world_size
 from franca.objective import StudentTeacher
@@ -11,21 +14,30 @@ SMALLEST_TESTED_BATCH = 32  # the quickstart's
 
 
 def opening_lines(
-    config: TrainConfig, pair: StudentTeacher, device: torch.device, precision: torch.dtype | None, source: str
+    config: TrainConfig,
+    pair: StudentTeacher,
+    device: torch.device,
+    precision: torch.dtype | None,
+    source: Source | Shards | Mixture,
 ) -> list[str]:
-    """Network, place, data and batch; then warnings about a small batch, missing compilers and idle devices."""
+    """Network, place, data and batch; then warnings: a small batch, few images, no compiler, devices that are idle."""
     batch = config.effective_batch
     place = str(device) if world_size() == 1 else f"{world_size()} × {device.type} ({config.parallel.strategy})"
     arithmetic = "fp32" if precision is None else "bf16 autocast"
     parameters = sum(parameter.numel() for parameter in pair.student.parameters())
     lines = [
         f"{config.model.arch}, {parameters / 1e6:.1f} M parameters with heads, on {place} in {arithmetic}; "
-        f"{source}; effective batch {batch}, peak lr {config.optimizer.peak_lr(batch):.2e}"
+        f"{describe(source)}; effective batch {batch}, peak lr {config.optimizer.peak_lr(batch):.2e}"
     ]
     if batch < SMALLEST_TESTED_BATCH:
         lines.append(
             f"WARNING: effective batch {batch} is below {SMALLEST_TESTED_BATCH}, the smallest that was tested; "
             "raise data.batch_size or accumulate"
+        )
+    if not isinstance(source, Shards | Mixture) and len(source) < batch:
+        lines.append(
+            f"WARNING: {len(source)} images are fewer than a step takes ({batch}), which then has some of them twice; "
+            "a network from scratch needs some thousand, fewer suit init_from= (docs/first_run.md)"
         )
     trouble = compiler_trouble(device) if config.parallel.compile is None and device.type != "cpu" else ""
     if trouble:

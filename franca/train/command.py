@@ -118,3 +118,10 @@ def dry_run(config: TrainConfig) -> None:
     print(f"effective batch {batch}, peak lr {config.optimizer.peak_lr(batch):.3e}, {config.steps * batch} images")
     for line in beginning:
         print(line)
+    options = config.evaluation
+    places = {"evaluation.train": options.train, "evaluation.test": options.test}
+    if config.data.source in ("folder", "tars"):
+        places["data.path"] = config.data.path
+    for key, path in places.items():
+        if path and not Path(path).exists():
+            print(f"WARNING: {key}={path} does not exist here")

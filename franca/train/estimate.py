@@ -162,11 +162,15 @@ def report(result: Estimate) -> str:
         ("  a step", f"{result.seconds:.3g} s"),
         *_alone_rows(result),
         ("  images per second", f"{config.effective_batch / result.seconds:,.0f}"),
-        ("  the run", f"{result.hours:,.1f} hours, {result.hours * result.devices:,.1f} device hours"),
+        ("  the run", f"{_duration(result.hours)}, {result.hours * result.devices:,.2f} device hours"),
     ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}".rstrip() for name, value in rows]
     return "\n".join([*lines, "", *_assumptions(result)])
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.3g} minutes"
 
 
 def _alone_rows(result: Estimate) -> list[tuple[str, str]]:

@@ -9,7 +9,6 @@ from torch import nn
 
 from franca.data.batch import LoadedBatch, PretrainBatch
 from franca.data.loader import PretrainLoader
-from franca.data.mixture import describe
 from franca.devices import choose_device, choose_precision
 from franca.distributed import (
     is_main,
@@ -296,7 +295,7 @@ class Trainer:
         return self.loader.batches()
 
     def _announce(self, resumed_from: Path | None) -> None:
-        lines = opening_lines(self.config, self.pair, self.device, self.precision, describe(self.source))
+        lines = opening_lines(self.config, self.pair, self.device, self.precision, self.source)
         for line in lines + self.start.lines:
             self.log.say(line)
         if resumed_from is not None:

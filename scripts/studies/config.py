@@ -1,13 +1,17 @@
 """What a study is made of, as its YAML file says it (configs/studies)."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from franca.config import ConfigError, read_config
+from measuring.facts import ROOT
 
 TRAINING = "training"  # the score that a training logs itself
+SHIPPED = ROOT / "configs/studies"
 NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
 
@@ -114,6 +118,12 @@ class StudyConfig:
             if name not in known:
                 raise ConfigError(f"{key}: no {name!r} there; choose of {', '.join(known) or 'none'}")
 
+    def texts(self) -> Iterator[str]:
+        """All overrides and arguments of scores, in which {NAME} may stand."""
+        yield from (*self.train, *self.rasa, *chain.from_iterable(self.scores.values()))
+        for rung in self.rungs.values():
+            yield from (*(rung.train or []), *(rung.rasa or []))
+
     def seeds_of(self, rung: str) -> list[int]:
         """The rung's own, else the study's."""
         own = self.rungs[rung].seeds
@@ -131,6 +141,9 @@ class StudyConfig:
 
 def read_study(file: Path, overrides: list[str]) -> StudyConfig:
     """A study's file with ``key=value`` over it. Raises ConfigError."""
+    if not file.is_file():
+        shipped = ", ".join(f"configs/studies/{path.name}" for path in sorted(SHIPPED.glob("*.yaml")))
+        raise ConfigError(f"study {file} does not exist; shipped are {shipped}")
     study = read_config(StudyConfig, file, overrides)
     if not study.rungs:
         raise ConfigError(f"{file} has no rungs")

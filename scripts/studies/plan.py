@@ -194,7 +194,17 @@ def filled(texts: Sequence[str], data: Mapping[str, Path]) -> list[str]:
 
     def folder_of(found: re.Match[str]) -> str:
         if found[1] not in data:
-            raise ConfigError(f"{found.string!r} needs a folder: give --data {found[1]}=FOLDER")
+            given = f", besides {', '.join(data)}" if data else ""
+            raise ConfigError(f"{found.string!r} needs a folder: give --data {found[1]}=FOLDER{given}")
         return str(data[found[1]])
 
     return [PLACEHOLDER.sub(folder_of, text) for text in texts]
+
+
+def require_parts(texts: Iterable[str], data: Mapping[str, Path]) -> None:
+    """Raises ConfigError where a text asks for a folder below that of a {NAME}, and it is not there."""
+    for text in texts:
+        for found in PLACEHOLDER.finditer(text):
+            below = text[found.end() :]
+            if found[1] in data and below.startswith("/") and not Path(f"{data[found[1]]}{below}").exists():
+                raise ConfigError(f"--data {found[1]}={data[found[1]]}: {text!r} needs {below[1:]!r} in it")

@@ -82,6 +82,7 @@ def test_a_dry_run_shows_everything_and_does_nothing(
     assert asdict(load_config(place / "shown.yaml")) == asdict(load_config(place / "tiny.yaml", overrides))
     assert re.match(r"backbone \d+\.\d\d M, dino_head \d+\.\d\d M, ibot_head \d+\.\d\d M\n", facts)
     assert "effective batch 12, peak lr 1.172e-05, 84 images" in facts
+    assert "WARNING: data.path=/no/such/folder does not exist here" in facts
     assert not (place / "run").exists()
 
 

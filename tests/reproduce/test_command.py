@@ -71,7 +71,10 @@ def test_the_beginning_alone_and_then_the_rest(
     recorded: list[str], pretended: Pretended, tmp_path: Path, capsys: Capture
 ) -> None:
     assert main([*recorded, "--until", "9"]) == 0
-    assert "its first 9 of 40 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "its first 9 of 40 steps" in said
+    assert said.count("up to --until 9 is there: the run is asked to save and stop") == 1
+    assert "one point of each" not in said
     assert pretended.stops == 1
     lines = run.read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 9)), "it stops after the last recorded point, step 8"
@@ -82,6 +85,23 @@ def test_the_beginning_alone_and_then_the_rest(
     assert main([*recorded, "--until", "9"]) == 0
     assert "nothing was trained" in capsys.readouterr().out
     assert pretended.starts == 2
+
+
+def test_one_point_is_said_to_be_little(recorded: list[str], capsys: Capture) -> None:
+    assert main([*recorded, "--until", "2"]) == 0
+    assert "one point of each: so short a check finds what is grossly wrong" in capsys.readouterr().out
+
+
+def test_scores_of_other_images_are_refused_with_what_to_add(
+    recorded: list[str], recipe: Path, capsys: Capture
+) -> None:
+    file = recipe.parent / "recorded" / "some.json"
+    file.write_text(file.read_text().replace('"evaluated": "nothing"', '"evaluated": "folders of its own"'))
+    assert main([*recorded, "data.path=here"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "recorded with folders of its own, this run would have nothing: add evaluation.train=FOLDER evaluation" in said
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +181,9 @@ def test_what_differs_from_the_record_is_said(recorded: list[str], recipe: Path,
     file = recipe.parent / "recorded" / "some.json"
     file.write_text(file.read_text().replace('"images": 20', '"images": 9469'))
     assert main(recorded) == 0, "other images differ by the curve alone"
-    assert "differs from the record: images: 20 here, 9469 recorded" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "reproduced, but with other images: some (seed 0)" in said
+    assert "differs from the record: images: 20 here, 9469 recorded" in said
 
 
 def test_without_matplotlib_there_is_a_word_in_place_of_the_picture(
@@ -211,6 +233,7 @@ def test_a_record_holds_no_run_that_was_not_finite(recipe: Path, pretended: Pret
         (["--until", "1"], "the first recorded point is that of step 2"),
         (["--until", "999"], "steps; without --until all are run"),
         (["steps=3"], "another run"),
+        (["steps=3", "optimizer.warmup_steps=5"], "another run"),
     ],
 )
 def test_what_can_not_be_done_is_an_error(

@@ -36,6 +36,13 @@ STUDIES = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
 ANYWHERE = {"imagenette": Path("/data/imagenette"), "camvid": Path("/data/camvid")}
 
 
+def given_folders(folder: Path) -> list[str]:
+    """Options that give a folder, made into one with two splits, to every name that a shipped study asks for."""
+    for split in ("train", "val"):
+        (folder / split).mkdir(exist_ok=True)
+    return [f"--data={name}={folder}" for name in ANYWHERE]
+
+
 def small_study(**changes) -> StudyConfig:
     rungs = {
         "first": RungConfig(label="first", train=["optimizer.lr=1e-3"]),
@@ -455,7 +462,7 @@ def test_pages_show_what_the_recorded_results_say() -> None:
 
 def test_only_the_rungs_asked_for_and_those_they_begin_with(tmp_path: Path, capsys) -> None:
     arguments = [str(ROOT / "configs/studies/ladder_cpu.yaml"), str(tmp_path / "runs"), "--dry-run"]
-    data = [f"--data={name}={tmp_path}" for name in ANYWHERE]
+    data = given_folders(tmp_path)
     assert script.main([*arguments, *data, "--only", "high_resolution", "--seeds", "0"]) == 0
     names = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
     assert names[:2] == ["cyclic, seed 0: train", "high_resolution, seed 0: train"]
@@ -467,10 +474,43 @@ def test_only_the_rungs_asked_for_and_those_they_begin_with(tmp_path: Path, caps
     assert "give NAME=FOLDER of a folder that exists" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--only", "cyclic", "--seeds", "7", "0"], "--seeds 7: cyclic has 0 1 2"),
+        (["--only", "pixels", "--seeds", "1"], "--seeds 1: pixels has 0"),
+        (["--seeds", "3"], "the study has 0 1 2"),
+        (["--data", "imagenette={folder}/train"], "'data.path={imagenette}/train' needs 'train' in it"),
+    ],
+)
+def test_what_would_run_nothing_or_fail_is_refused_in_a_dry_run(
+    arguments: list[str], says: str, tmp_path: Path, capsys
+) -> None:
+    study = [
+        str(ROOT / "configs/studies/ladder_cpu.yaml"),
+        str(tmp_path / "runs"),
+        "--dry-run",
+        *given_folders(tmp_path),
+    ]
+    assert script.main([*study, *(text.format(folder=tmp_path, imagenette="") for text in arguments)]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_study_that_is_not_there_and_a_folder_under_another_name_are_told_with_what_there_is(
+    tmp_path: Path, capsys
+) -> None:
+    assert script.main(["ladder_cpu", str(tmp_path / "runs")]) == 2
+    assert "study ladder_cpu does not exist; shipped are " in (said := capsys.readouterr().err)
+    assert "configs/studies/ladder_cpu.yaml" in said
+    study = [str(ROOT / "configs/studies/ladder_cpu.yaml"), str(tmp_path / "runs")]
+    assert script.main([*study, f"--data=imagenete={tmp_path}"]) == 2
+    assert "give --data imagenette=FOLDER, besides imagenete" in capsys.readouterr().err
+
+
 def test_a_page_without_a_place_is_refused_before_anything_runs(tmp_path: Path, capsys) -> None:
     (tmp_path / "page.md").write_text("no place\n")
     arguments = [str(ROOT / "configs/studies/ladder_cpu.yaml"), str(tmp_path / "runs")]
-    data = [f"--data={name}={tmp_path}" for name in ANYWHERE]
+    data = given_folders(tmp_path)
     for page_file, says in (("page.md", "no place '<!-- study ladder_cpu -->'"), ("none.md", "none.md")):
         assert script.main([*arguments, *data, "--page", str(tmp_path / page_file)]) == 2
         assert says in capsys.readouterr().err

@@ -7,7 +7,7 @@ import torch
 
 from franca.train import announcement
 from franca.train.announcement import opening_lines
-from franca.train.build import build_pair
+from franca.train.build import build_pair, build_source
 from franca.train.config import TrainConfig
 
 
@@ -21,7 +21,7 @@ def idle_warnings(
         monkeypatch.setattr(announcement.torch.accelerator, "device_count", lambda: visible)
         monkeypatch.setattr(announcement, "local_world_size", lambda: processes)
         config = tiny()
-        lines = opening_lines(config, build_pair(config), torch.device(device), None, "20 images")
+        lines = opening_lines(config, build_pair(config), torch.device(device), None, build_source(config))
         return [line for line in lines if "accelerators are visible" in line]
 
     return say
@@ -45,3 +45,10 @@ def test_no_word_where_every_device_works_or_none_was_wanted(
 ) -> None:
     """A scheduler may show each process only the device that is its own."""
     assert idle_warnings(device, visible, processes) == []
+
+
+@pytest.mark.parametrize(("batch", "warned"), [(20, False), (21, True)])
+def test_fewer_images_than_a_step_takes_are_said(tiny: Callable[..., TrainConfig], batch: int, warned: bool) -> None:
+    config = tiny(f"data.batch_size={batch}", "accumulate=1")
+    lines = opening_lines(config, build_pair(config), torch.device("cpu"), None, build_source(config))
+    assert any("20 images are fewer than a step takes (21)" in line for line in lines) == warned

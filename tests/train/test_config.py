@@ -168,6 +168,16 @@ def test_command_line_over_file_over_defaults(tmp_path: Path) -> None:
     assert config.optimizer.min_lr == TrainConfig().optimizer.min_lr
 
 
+@pytest.mark.parametrize("word", ["off", '"off"'])
+def test_words_that_yaml_takes_for_booleans_are_words_on_the_command_line(word: str, tmp_path: Path) -> None:
+    assert load_config(None, [f"data.crops.blur={word}"]).data.crops.blur == "off"
+    assert load_config(None, ["checkpoint.asynchronous=off"]).checkpoint.asynchronous is False
+    file = tmp_path / "run.yaml"
+    file.write_text("data: {crops: {blur: off}}")
+    with pytest.raises(ConfigError, match=r"blur='False': .* off needs quotes"):
+        load_config(file, [])
+
+
 def test_what_is_written_is_what_is_read(tiny: Callable[..., TrainConfig], tmp_path: Path) -> None:
     config = tiny(
         "heads.dino.prototypes=[2,4,8]", "optimizer.lr=1e-7", "model.img_size=70", "data.crops.mean=[0,0,0.1]"

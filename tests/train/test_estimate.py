@@ -127,6 +127,9 @@ def test_hours_follow_from_work_peak_and_utilisation() -> None:
     assert result.hours == pytest.approx(result.seconds * 625_000 / 3600)
     assert result.hours * 32 == pytest.approx(1504, rel=0.1)
     assert on_h100(config, 32, 0.3).hours == pytest.approx(result.hours / 2)
+    assert f"  {result.hours:,.1f} hours, 1," in report(result)
+    short = on_h100(shipped("vitb14_in21k", "steps=100", "optimizer.warmup_steps=10"), 32)
+    assert f"  {60 * short.hours:.3g} minutes, " in report(short)
     assert result.config.effective_batch == 2048
 
 

@@ -203,7 +203,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(
         if trainer.state.step == 1:
             full.__enter__()
         if trainer.state.step == 4:
-            trainer.checkpoints.settle()  # the save of step 3, in the background, meets the full disk however late it is
+            trainer.checkpoints.settle()  # step 3 meets the full disk, however late
             full.__exit__(None, None, None)
         return step(batches)
 
