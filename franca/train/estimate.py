@@ -221,7 +221,10 @@ def _assumptions(result: Estimate) -> list[str]:
         f"the time: they are bound by memory ({result.flops.entrywise / result.flops.model:.1%} of the operations).",
     ]
     if find_peak(result.device) is None:
-        lines.append(f"{result.device}: its peak was measured by a product of two matrices; its memory is not known.")
+        lines += [
+            f"{result.device}: its peak was measured just now by a product of two matrices, beside whatever else runs",
+            "here; its memory is not known.",
+        ]
     if result.fits is False:
         lines.append(_advice(result))
     return lines

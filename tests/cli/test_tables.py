@@ -20,6 +20,7 @@ from franca.models import BACKBONES
 from franca.models.feed_forward import swiglu_hidden
 from franca.train import data_advice
 from franca.train.__main__ import main
+from franca.train.config import load_config
 from franca.train.logger import LogConfig
 from rasa.config import RasaConfig
 from rasa.patches import CacheConfig
@@ -31,6 +32,7 @@ RASA = ROOT / "rasa/README.md"
 TRAINING = ROOT / "training.md"
 DATA = ROOT / "dataset_prep.md"
 EVALUATION = ROOT / "docs/evaluation.md"
+FIRST_RUN = ROOT / "docs/first_run.md"
 
 
 def table(document: Path, *head: str) -> list[list[str]]:
@@ -162,3 +164,10 @@ def test_limits_of_waiting_and_hanging() -> None:
     assert (data_advice.SHARE, data_advice.LINES, data_advice.SECONDS) == (1 / 5, 3, 30.0)
     assert "waits for a fifth of the time or more, in three lines and half a minute on end" in text
     assert f"After `log.hang_minutes` ({LogConfig().hang_minutes:g}) without a completed step" in text
+
+
+def test_every_change_that_the_first_run_page_advises_can_be_made() -> None:
+    given = [text for text in codes(FIRST_RUN.read_text(encoding="utf-8")) if re.match(r"[a-z_.]+=[^ ]", text)]
+    assert len(given) > 5
+    for text in given:
+        load_config(ROOT / "configs/recipes/imagenette_cpu.yaml", text.split())
