@@ -1,16 +1,17 @@
 """Configurations of commands: typed defaults <- YAML file <- ``key=value`` on the command line."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 Schema = TypeVar("Schema")
-YAML_WORDS = ("on", "off", "yes", "no")  # which YAML takes for true and false, in any case
+BOOLEAN, FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
 NUMBERS = {"Integer": "a whole number", "Float": "a number"}  # as OmegaConf calls them -> in words
 
 
@@ -58,7 +59,7 @@ def _errors_from(source: str) -> Iterator[None]:
         said = str(error).splitlines()[0]
         wanted = next((f"; give {what}" for kind, what in NUMBERS.items() if said.endswith(f"converted to {kind}")), "")
         raise ConfigError(f"{source}{key}: {said}{wanted}") from None
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source}: can't be read as YAML: {' '.join(str(error).split())}") from None
     except ValueError as error:  # from a __post_init__: names the key itself
         raise ConfigError(str(error)) from None
@@ -67,18 +68,42 @@ def _errors_from(source: str) -> Iterator[None]:
 def _read_yaml(path: Path) -> DictConfig:
     if not path.is_file():
         raise ConfigError(f"config file {str(path)!r} does not exist; the shipped ones lie in configs/")
-    content = OmegaConf.load(path)
-    if not isinstance(content, DictConfig):
-        raise ConfigError(f"config file {str(path)!r} holds a list; expected keys such as 'steps: 1000'")
-    return content
+    content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    if not isinstance(content, dict | None):
+        kind = "a list" if isinstance(content, list) else repr(content)
+        raise ConfigError(f"config file {str(path)!r} holds {kind}; expected keys such as 'steps: 1000'")
+    return OmegaConf.create(content or {})
 
 
 def _read_overrides(overrides: list[str]) -> DictConfig:
     for override in overrides:
         if "=" not in override or override.startswith("-"):
             raise ConfigError(f"command line: {override!r} is not of the form key=value")
-    read = OmegaConf.from_dotlist(overrides)
+    read = OmegaConf.create({})
     for key, text in (override.split("=", 1) for override in overrides):
-        if text.lower() in YAML_WORDS:  # may be the name of a choice; an option that is a bool takes the word as well
-            OmegaConf.update(read, key, text)
+        OmegaConf.update(read, key, yaml.load(text, Loader=_Loader))
     return read
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which only true and false are booleans, 1e-3 is a number, and no key stands twice in a mapping.
+
+    on, off, yes and no stay words, for they name choices; an option that is a boolean takes them too.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != BOOLEAN]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As SafeLoader does. Raises YAMLError for a key that stands twice."""
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"found duplicate key {key}", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(BOOLEAN, re.compile("(true|false)$", re.IGNORECASE), list("tTfF"))
+_Loader.add_implicit_resolver(FLOAT, re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))

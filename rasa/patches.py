@@ -56,8 +56,6 @@ class CacheConfig:
     patches: int = 256
 
     def __post_init__(self) -> None:
-        if self.where == "False":  # what YAML makes of a bare off
-            self.where = "off"
         if self.where not in ("auto", "memory", "disk", "off"):
             raise ValueError(f"cache.where={self.where!r}: choose auto, memory, disk or off")
         if self.patches < 0 or self.memory_gb < 0:

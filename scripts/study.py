@@ -71,16 +71,20 @@ def folders(given: Sequence[str]) -> dict[str, Path]:
 
 
 def chosen(tasks: Sequence[Task], rungs: Sequence[str], seeds: Sequence[int], study: StudyConfig) -> list[Task]:
-    """The tasks asked for. Raises ConfigError for a rung or a seed that there isn't."""
+    """The tasks asked for. Raises ConfigError for a rung that there isn't, and for a seed that it, or no rung, has."""
     unknown = sorted(set(rungs) - set(study.rungs))
     if unknown:
         raise ConfigError(f"--only {' '.join(unknown)}: no such rung; there are {', '.join(study.rungs)}")
-    of_rungs = [task for task in tasks if not rungs or task.rung in rungs]
-    known = {task.seed for task in of_rungs}
-    if not known.issuperset(seeds):
-        given, there = (" ".join(map(str, sorted(numbers))) for numbers in (set(seeds) - known, known))
-        raise ConfigError(f"--seeds {given}: {' '.join(rungs) or 'the study'} has {there}; seeds=[…] asks for others")
-    return [task for task in of_rungs if not seeds or task.seed in seeds]
+    seeds_there = {rung: study.seeds_of(rung) for rung in rungs} or {"the study": sorted({task.seed for task in tasks})}
+    for name, there in seeds_there.items():
+        lacking = sorted(set(seeds) - set(there))
+        if lacking:
+            raise ConfigError(f"--seeds {_spaced(lacking)}: {name} has {_spaced(there)}")
+    return [t for t in tasks if (not rungs or t.rung in rungs) and (not seeds or t.seed in seeds)]
+
+
+def _spaced(numbers: Sequence[int]) -> str:
+    return " ".join(map(str, numbers))
 
 
 def listing(tasks: Sequence[Task]) -> str:
@@ -128,10 +132,11 @@ def main(arguments: list[str] | None = None) -> int:
         data = folders(options.data)
         study = read_study(options.study, options.overrides)
         tasks = plan(study, options.folder, data)
-        require_parts(study.texts(), data)
         recorded = read(options.results) if options.results and options.results.exists() else StudyResults()
         asked = chosen(tasks, options.only, options.seeds, study)
         wanted = missing(tasks, asked, recorded)
+        if wanted:
+            require_parts(study.texts(), data)
         if options.page:
             place_in(options.page, options.study.stem)
         if options.dry_run:

@@ -60,10 +60,7 @@ class CropConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.crops.{name}={getattr(self, name)}: choose a probability from 0 to 1")
         if self.blur not in BLURS:
-            raise ValueError(
-                f"data.crops.blur={self.blur!r}: choose one of {', '.join(BLURS)}; in a file off needs quotes, or "
-                "YAML reads it as false"
-            )
+            raise ValueError(f"data.crops.blur={self.blur!r}: choose one of {', '.join(BLURS)}")
         if len(self.mean) != len(self.std) or not self.mean:
             raise ValueError(f"data.crops.mean={self.mean}, std={self.std}: give one of each per channel")
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:

@@ -13,7 +13,7 @@ from franca.reproduce.comparison import agreements, points_of, recorded_points
 from franca.reproduce.curve import Curve
 from franca.reproduce.errors import ReproduceError, Stopped
 from franca.reproduce.listing import listing
-from franca.reproduce.machine import differences
+from franca.reproduce.machine import differences, other_images
 from franca.reproduce.recipe import Recipe, find_recipe, learned
 from franca.reproduce.record import GIVEN, NONE, Record, changed_since, evaluated_on, read_record
 from franca.reproduce.recording import record_seeds, summary
@@ -103,11 +103,10 @@ def _require_unchanged(record: Record, run: FolderOfRun) -> None:
         )
     here = evaluated_on(run.config)
     if here != record.evaluated and record.evaluated != NONE:
-        told = {text.partition("=")[0] for text in run.overrides}
-        keys = " ".join(
-            f"{key}=FOLDER" for key in ("data.path", "evaluation.train", "evaluation.test") if key not in told
-        )
-        advice = f"add {keys}" if record.evaluated == GIVEN else "leave out evaluation.train= and evaluation.test="
+        folders = "evaluation.train=FOLDER evaluation.test=FOLDER"
+        if not any(text.startswith("data.path=") for text in run.overrides):
+            folders = f"data.path=FOLDER {folders}"
+        advice = f"add {folders}" if record.evaluated == GIVEN else "leave out evaluation.train= and evaluation.test="
         raise ReproduceError(f"scores were recorded with {record.evaluated}, this run would have {here}: {advice}")
 
 
@@ -118,17 +117,10 @@ class _Watcher:
         self.record, self.run, self.until, self.wanted = record, run, until, wanted
         self.curve: Curve = {}
         self._size = -1
-        self._stops = False
 
     def enough(self) -> bool:
         """Whether to stop the run; one that has its last step to do ends by itself."""
-        enough = self.look() and self.until is not None and self.until < self.run.config.steps
-        if enough and not self._stops:
-            self._stops = True
-            _try_to_say(
-                f"  all that is recorded up to --until {self.until} is there: the run is asked to save and stop"
-            )
-        return enough
+        return self.look() and self.until is not None and self.until < self.run.config.steps
 
     def look(self) -> bool:
         """Whether all recorded points are reached; what is new is printed first."""
@@ -139,7 +131,8 @@ class _Watcher:
             before, self.curve = self.curve, self.run.curve()
             for point in points_of(self.record, self.curve, self.until):
                 if point.step not in before.get(point.quantity, {}):
-                    _try_to_say(point_line(point, self.record))
+                    with suppress(OSError):  # the terminal is gone; the run may still have to save
+                        _say(point_line(point, self.record))
         return all(step in self.curve.get(name, {}) for step, name in self.wanted)
 
 
@@ -161,6 +154,7 @@ def _conclude(record: Record, run: FolderOfRun, until: int | None, watcher: _Wat
         agreements=agreements(record, points),
         differences=differences(record.facts, run.begun_with),
         made_elsewhere=run.made_elsewhere,
+        other_images=other_images(record.facts, run.begun_with),
         own=_from_own_seed(record, run.config.seed, watcher.curve, until),
     )
     _say("\n" + table(outcome.agreements))
@@ -216,8 +210,3 @@ def _tolerance(text: str) -> tuple[str, float]:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _try_to_say(line: str) -> None:
-    with suppress(OSError):  # the terminal is gone; the run may still have to save
-        _say(line)

@@ -21,6 +21,7 @@ from franca.train.build import build_source
 from franca.train.config import TrainConfig
 
 PACKAGE = Path(franca.__file__).resolve().parent
+UNKNOWN = "unknown"  # of a run that another command began
 OWN = "reproduce"  # the part that only watches a run
 # What a record holds of a run, besides its curve; the likeliest reasons of another curve first.
 FACTS = ("images", "images_hash", "precision", "torch", "device", "commit")
@@ -43,6 +44,12 @@ def facts_of(config: TrainConfig) -> dict[str, Any]:
 def differences(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What differs from the record, in words."""
     return [f"{name}: {here[name]} here, {recorded[name]} recorded" for name in FACTS if here[name] != recorded[name]]
+
+
+def other_images(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Whether the images are known to be others, in number, names or sizes."""
+    pairs = [(recorded[name], here[name]) for name in ("images", "images_hash")]
+    return any(there != now and UNKNOWN not in (there, now) for there, now in pairs)
 
 
 def code_hash() -> str:

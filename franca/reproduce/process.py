@@ -43,6 +43,7 @@ class TrainingProcess:
             reader.start()
             while self.child.poll() is None:
                 if not self.child.asked and enough():
+                    self._try_to_say("all that is to be compared is there: the run is asked to save and stop")
                     self.child.ask()
                 time.sleep(POLL)
         reader.join()
@@ -60,5 +61,8 @@ class TrainingProcess:
         with TextIOWrapper(output, errors="replace") as lines:
             for line in lines:
                 self.words.append(line.rstrip())
-                with suppress(OSError):  # unread, the run's next line would break it before it has saved
-                    self.say(line.rstrip())
+                self._try_to_say(line.rstrip())  # unread, the run's next line would break it before it has saved
+
+    def _try_to_say(self, line: str) -> None:
+        with suppress(OSError):  # the terminal is gone
+            self.say(line)

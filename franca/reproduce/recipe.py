@@ -40,27 +40,30 @@ class Recipe:
         """The recipe with a user's overrides.
 
         Raises:
-            ConfigError: a value is out of range.
-            ReproduceError: an override changes what is learned or compared, or is no key.
+            ConfigError: an override is no key, or its value is out of range.
+            ReproduceError: one changes what is learned or compared.
         """
+        told = learned(load_config(self.file))
         try:
-            config = load_config(self.file, overrides)
+            mine = learned(config := load_config(self.file, overrides))
         except ConfigError as error:
-            others = [text for text in overrides if (key := text.partition("=")[0]) != "seed" and not _is_free(key)]
-            if others:
-                raise ReproduceError(self._refusal(", ".join(others))) from error
+            fixed = [
+                text for text in overrides if (key := text.partition("=")[0]) in told and text != f"{key}={told[key]}"
+            ]
+            if fixed:
+                raise ReproduceError(f"{error}. Besides, {self._refusal(fixed)}") from error
             raise
-        told, mine = learned(load_config(self.file)), learned(config)
         changed = [f"{key}={mine[key]!r} (recipe: {told[key]!r})" for key in mine if mine[key] != told[key]]
         if changed:
-            raise ReproduceError(self._refusal(", ".join(changed)))
+            raise ReproduceError(self._refusal(changed))
         return config
 
-    def _refusal(self, changes: str) -> str:
+    def _refusal(self, changes: list[str]) -> str:
+        beginning = any(change.startswith("steps=") for change in changes)
         return (
-            f"{changes}: that would be another run than {self.name}'s, whose curve says nothing about it. Leave it out "
-            "(--until STEP compares the beginning alone); free are seed and what doesn't change what is learned or "
-            f"compared: {', '.join(FREE)}"
+            f"{', '.join(changes)}: that would be another run than {self.name}'s, whose curve says nothing about it. "
+            f"Leave it out{'; --until STEP compares the beginning alone' if beginning else ''}. Free are seed and what "
+            f"doesn't change what is learned or compared: {', '.join(FREE)}"
         )
 
 

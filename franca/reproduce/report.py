@@ -16,7 +16,8 @@ class Outcome:
     """A whole comparison.
 
     until: step at which it was to end, None for the whole run. differences: from the record's facts, in words.
-    made_elsewhere: whether something else than this command began the run.
+    made_elsewhere: whether something else than this command began the run. other_images: whether it is known to have
+    learned from other images than those that were recorded.
     own: the largest deviation from the recorded curve of the same seed, in tolerances; None where it isn't recorded.
     """
 
@@ -27,17 +28,13 @@ class Outcome:
     agreements: Sequence[Agreement]
     differences: Sequence[str]
     made_elsewhere: bool
+    other_images: bool
     own: float | None
 
     @property
     def reproduced(self) -> bool:
         """Whether every quantity agrees."""
         return not any(agreement.differs for agreement in self.agreements)
-
-    @property
-    def other_images(self) -> bool:
-        """Whether it is known to have learned from other images than those that were recorded."""
-        return not self.made_elsewhere and any(words.startswith("images") for words in self.differences)
 
     @property
     def points(self) -> list[Point]:
@@ -68,11 +65,11 @@ def verdict(outcome: Outcome) -> list[str]:
     what = f"{record.recipe} (seed {outcome.seed}{part})"
     outside = sum(point.outside for point in outcome.points)
     count = f"{len(outcome.points)} points, {outside} of them outside the tolerance"
+    images = ", with other images" if outcome.other_images else ""
     if outcome.reproduced:
-        agrees = "reproduced, but with other images" if outcome.other_images else "reproduced"
-        lines = [f"{agrees}: {what} learns as seeds {seeds} did where they were recorded ({count})"]
+        lines = [f"reproduced{images}: {what} learns as seeds {seeds} did where they were recorded ({count})"]
     else:
-        lines = [f"differs: {what} does not learn as seeds {seeds} did where they were recorded ({count})"]
+        lines = [f"differs{images}: {what} does not learn as seeds {seeds} did where they were recorded ({count})"]
         differing = sorted((one for one in outcome.agreements if one.differs), key=lambda one: one.first.step)
         lines += [f"  {_where(agreement)}" for agreement in differing]
     if all(len(agreement.points) == 1 for agreement in outcome.agreements):
@@ -100,6 +97,7 @@ def as_data(outcome: Outcome) -> dict[str, Any]:
         "steps": outcome.steps,
         "until": outcome.until,
         "made_elsewhere": outcome.made_elsewhere,
+        "other_images": outcome.other_images,
         "differs_from_the_record": list(outcome.differences),
         "quantities": [
             {

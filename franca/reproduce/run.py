@@ -12,14 +12,13 @@ from franca.files import replace_text
 from franca.metrics import read_metrics
 from franca.reproduce.curve import SCORES, curve_of, window_of
 from franca.reproduce.errors import ReproduceError
-from franca.reproduce.machine import code_hash, facts_of
+from franca.reproduce.machine import UNKNOWN, code_hash, facts_of
 from franca.reproduce.process import TrainingProcess
 from franca.reproduce.recipe import Recipe
 from franca.train.build import is_same_run
 from franca.train.config import TrainConfig
 
 RESULT = "reproduce.json"
-UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)

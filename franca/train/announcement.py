@@ -35,10 +35,7 @@ def opening_lines(
             "raise data.batch_size or accumulate"
         )
     if not isinstance(source, Shards | Mixture) and len(source) < batch:
-        lines.append(
-            f"WARNING: {len(source)} images are fewer than a step takes ({batch}), which then has some of them twice; "
-            "a network from scratch needs some thousand, fewer suit init_from= (docs/first_run.md)"
-        )
+        lines.append(_few_images(len(source), config))
     trouble = compiler_trouble(device) if config.parallel.compile is None and device.type != "cpu" else ""
     if trouble:
         lines.append(f"blocks are not compiled, which makes steps slower: {trouble}")
@@ -49,3 +46,10 @@ def opening_lines(
             f"each, torchrun --nproc-per-node {visible} -m franca.train …"
         )
     return lines
+
+
+def _few_images(count: int, config: TrainConfig) -> str:
+    enough = "" if config.init_from else "; a network from scratch needs some thousand (docs/first_run.md)"
+    return (
+        f"WARNING: {count} images are fewer than a step takes ({config.effective_batch}), some more than once{enough}"
+    )

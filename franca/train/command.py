@@ -4,6 +4,7 @@ import argparse
 import logging
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -106,7 +107,7 @@ def train(config: TrainConfig) -> None:
 
 
 def dry_run(config: TrainConfig) -> None:
-    """Print the resolved configuration, what it builds and what it begins with, without reading an image."""
+    """Print the resolved configuration, what it builds, begins with and lacks, without reading an image."""
     with torch.device("meta"):  # shapes alone
         pair = build_pair(config)
     saved = CheckpointFolder(Path(config.output) / "checkpoints", config.checkpoint).latest()
@@ -118,10 +119,15 @@ def dry_run(config: TrainConfig) -> None:
     print(f"effective batch {batch}, peak lr {config.optimizer.peak_lr(batch):.3e}, {config.steps * batch} images")
     for line in beginning:
         print(line)
-    options = config.evaluation
-    places = {"evaluation.train": options.train, "evaluation.test": options.test}
-    if config.data.source in ("folder", "tars"):
-        places["data.path"] = config.data.path
-    for key, path in places.items():
-        if path and not Path(path).exists():
-            print(f"WARNING: {key}={path} does not exist here")
+    for key, path in _places(config):
+        if not (path and Path(path).exists()):
+            print(f"WARNING: {key}={path!r} is neither a folder nor a file here")
+
+
+def _places(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    """Keys and paths of the folders that the run will read images from; shards may be a pattern, or far away."""
+    data = {"data": config.data} | {f"data.parts[{number}]": part for number, part in enumerate(config.data.parts)}
+    yield from ((f"{key}.path", part.path) for key, part in data.items() if part.source in ("folder", "tars"))
+    if config.evaluation.every and config.evaluation.train:
+        yield "evaluation.train", config.evaluation.train
+        yield "evaluation.test", config.evaluation.test

@@ -162,7 +162,7 @@ def report(result: Estimate) -> str:
         ("  a step", f"{result.seconds:.3g} s"),
         *_alone_rows(result),
         ("  images per second", f"{config.effective_batch / result.seconds:,.0f}"),
-        ("  the run", f"{_duration(result.hours)}, {result.hours * result.devices:,.2f} device hours"),
+        ("  the run", f"{_duration(result.hours)}, {_number(result.hours * result.devices)} device hours"),
     ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}".rstrip() for name, value in rows]
@@ -170,7 +170,11 @@ def report(result: Estimate) -> str:
 
 
 def _duration(hours: float) -> str:
-    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.3g} minutes"
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{_number(60 * hours)} minutes"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def _alone_rows(result: Estimate) -> list[tuple[str, str]]:

@@ -120,9 +120,8 @@ class StudyConfig:
 
     def texts(self) -> Iterator[str]:
         """All overrides and arguments of scores, in which {NAME} may stand."""
-        yield from (*self.train, *self.rasa, *chain.from_iterable(self.scores.values()))
-        for rung in self.rungs.values():
-            yield from (*(rung.train or []), *(rung.rasa or []))
+        of_rungs = [texts for rung in self.rungs.values() for texts in (rung.train, rung.rasa) if texts is not None]
+        yield from chain(self.train, self.rasa, *self.scores.values(), *of_rungs)
 
     def seeds_of(self, rung: str) -> list[int]:
         """The rung's own, else the study's."""
@@ -143,7 +142,7 @@ def read_study(file: Path, overrides: list[str]) -> StudyConfig:
     """A study's file with ``key=value`` over it. Raises ConfigError."""
     if not file.is_file():
         shipped = ", ".join(f"configs/studies/{path.name}" for path in sorted(SHIPPED.glob("*.yaml")))
-        raise ConfigError(f"study {file} does not exist; shipped are {shipped}")
+        raise ConfigError(f"study {file} is no file; shipped are {shipped}")
     study = read_config(StudyConfig, file, overrides)
     if not study.rungs:
         raise ConfigError(f"{file} has no rungs")

@@ -18,6 +18,7 @@ from studies.config import StudyConfig
 # in the folder of a task: once it has finished, once it has failed, and what its process writes
 DONE, FAILURE, OUTPUT = "done.json", "failed.txt", "output"
 PLACEHOLDER = re.compile(r"\{([a-z0-9_]+)\}")
+BELOW = re.compile(PLACEHOLDER.pattern + r"/([^\s,;:}\]]+)")
 
 
 class Identity(NamedTuple):
@@ -202,9 +203,8 @@ def filled(texts: Sequence[str], data: Mapping[str, Path]) -> list[str]:
 
 
 def require_parts(texts: Iterable[str], data: Mapping[str, Path]) -> None:
-    """Raises ConfigError where a text asks for a folder below that of a {NAME}, and it is not there."""
+    """Raises ConfigError where a text asks for something below the folder of a {NAME}, and it is not there."""
     for text in texts:
-        for found in PLACEHOLDER.finditer(text):
-            below = text[found.end() :]
-            if found[1] in data and below.startswith("/") and not Path(f"{data[found[1]]}{below}").exists():
-                raise ConfigError(f"--data {found[1]}={data[found[1]]}: {text!r} needs {below[1:]!r} in it")
+        for name, below in BELOW.findall(text):
+            if name in data and not (data[name] / below).exists():
+                raise ConfigError(f"--data {name}={data[name]}: {text!r} needs {below!r} in it")

@@ -185,6 +185,10 @@ COMMANDS = {
     ".venv/bin/franca reproduce": Run(),
     ".venv/bin/franca reproduce quickstart": Run(instead=REPRODUCE),
     ".venv/bin/franca reproduce quickstart --until 60 output=runs/beginning": Run(instead=REPRODUCE),
+    (
+        ".venv/bin/franca reproduce imagenette_minutes data.path=/path/to/imagenette/train "
+        "evaluation.train=/path/to/imagenette/train evaluation.test=/path/to/imagenette/val"
+    ): Run(instead=REPRODUCE),
     ".venv/bin/franca reproduce quickstart --record 0,1,2 --force": Run(instead=REPRODUCE),
     ".venv/bin/python scripts/kill_ranks.py --kills 30": Run(instead=".venv/bin/python scripts/kill_ranks.py --help"),
     # dataset_prep.md

@@ -82,8 +82,29 @@ def test_a_dry_run_shows_everything_and_does_nothing(
     assert asdict(load_config(place / "shown.yaml")) == asdict(load_config(place / "tiny.yaml", overrides))
     assert re.match(r"backbone \d+\.\d\d M, dino_head \d+\.\d\d M, ibot_head \d+\.\d\d M\n", facts)
     assert "effective batch 12, peak lr 1.172e-05, 84 images" in facts
-    assert "WARNING: data.path=/no/such/folder does not exist here" in facts
+    assert "WARNING: data.path='/no/such/folder' is neither a folder nor a file here" in facts
+    assert facts.count("WARNING") == 1
     assert not (place / "run").exists()
+
+
+def test_a_dry_run_names_every_folder_that_is_not_there(
+    run: Callable[..., int], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixture = (
+        f"data.parts=[{{source: folder, path: {place}}}, {{source: tars, path: /no/tars}}, {{source: photographs}}]"
+    )
+    assert run("--dry-run", "data.source=mixture", mixture, "evaluation.train=/no/a", "evaluation.test=/no/b") == 0
+    missing = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+    assert [line.split()[1] for line in missing] == ["data.parts[1].path='/no/tars'"], "nothing is evaluated"
+    assert (
+        run("--dry-run", "data.path=''", "evaluation.every=1", "evaluation.train=/no/a", "evaluation.test=/no/b") == 0
+    )
+    missing = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+    assert [line.split("=")[0] for line in missing] == [
+        "WARNING: data.path",
+        "WARNING: evaluation.train",
+        "WARNING: evaluation.test",
+    ]
 
 
 def test_a_dry_run_of_a_giant_takes_no_memory(capsys: pytest.CaptureFixture[str]) -> None:

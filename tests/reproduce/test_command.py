@@ -73,7 +73,6 @@ def test_the_beginning_alone_and_then_the_rest(
     assert main([*recorded, "--until", "9"]) == 0
     said = capsys.readouterr().out
     assert "its first 9 of 40 steps" in said
-    assert said.count("up to --until 9 is there: the run is asked to save and stop") == 1
     assert "one point of each" not in said
     assert pretended.stops == 1
     lines = run.read_metrics(tmp_path / "run" / "metrics.jsonl")
@@ -92,16 +91,29 @@ def test_one_point_is_said_to_be_little(recorded: list[str], capsys: Capture) ->
     assert "one point of each: so short a check finds what is grossly wrong" in capsys.readouterr().out
 
 
-def test_scores_of_other_images_are_refused_with_what_to_add(
-    recorded: list[str], recipe: Path, capsys: Capture
+@pytest.mark.parametrize(
+    ("evaluated", "given", "advice"),
+    [
+        ("folders of its own", [], "split in two: add data.path=FOLDER evaluation.train=FOLDER evaluation.test=FOLDER"),
+        ("folders of its own", ["data.path=a"], "split in two: add evaluation.train=FOLDER evaluation.test=FOLDER"),
+        (
+            "the training images, split in two",
+            ["evaluation.train=a", "evaluation.test=b"],
+            "leave out evaluation.train=",
+        ),
+    ],
+)
+def test_other_scores_than_the_recorded_ones_are_refused_with_what_to_change(
+    evaluated: str, given: list[str], advice: str, recorded: list[str], recipe: Path, capsys: Capture
 ) -> None:
+    recipe.write_text(recipe.read_text() + "evaluation:\n  every: 40\n  image_size: 28\n")
     file = recipe.parent / "recorded" / "some.json"
-    file.write_text(file.read_text().replace('"evaluated": "nothing"', '"evaluated": "folders of its own"'))
-    assert main([*recorded, "data.path=here"]) == 2
-    said = capsys.readouterr().err
-    assert (
-        "recorded with folders of its own, this run would have nothing: add evaluation.train=FOLDER evaluation" in said
-    )
+    content = json.loads(file.read_text())
+    content["evaluated"] = evaluated
+    content["learned"] = {"steps": 40}
+    file.write_text(json.dumps(content))
+    assert main([*recorded, *given]) == 2
+    assert advice in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -182,7 +194,8 @@ def test_what_differs_from_the_record_is_said(recorded: list[str], recipe: Path,
     file.write_text(file.read_text().replace('"images": 20', '"images": 9469'))
     assert main(recorded) == 0, "other images differ by the curve alone"
     said = capsys.readouterr().out
-    assert "reproduced, but with other images: some (seed 0)" in said
+    assert "reproduced, with other images: some (seed 0)" in said
+    assert json.loads((recipe.parent / "run" / "reproduce.json").read_text())["other_images"] is True
     assert "differs from the record: images: 20 here, 9469 recorded" in said
 
 
@@ -233,7 +246,13 @@ def test_a_record_holds_no_run_that_was_not_finite(recipe: Path, pretended: Pret
         (["--until", "1"], "the first recorded point is that of step 2"),
         (["--until", "999"], "steps; without --until all are run"),
         (["steps=3"], "another run"),
-        (["steps=3", "optimizer.warmup_steps=5"], "another run"),
+        (
+            ["steps=3", "optimizer.warmup_steps=5"],
+            "must be below steps=3: shorten the warm-up with the run. Besides, steps=3",
+        ),
+        (["steps=3"], "--until STEP compares the beginning alone"),
+        (["precison=fp32"], "precision"),
+        (["data.path"], "not of the form key=value"),
     ],
 )
 def test_what_can_not_be_done_is_an_error(

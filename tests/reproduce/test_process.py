@@ -40,9 +40,11 @@ def test_a_run_that_ends_is_followed_to_its_last_line(processes: Processes) -> N
 
 
 def test_it_is_stopped_when_there_is_enough(processes: Processes) -> None:
-    child = processes(OBEYS)
+    child, said = processes(OBEYS), list[str]()
+    child.say = said.append
     child.run(lambda: bool(child.words))
     assert child.child.poll() == STOPPED
+    assert said[-1] == "all that is to be compared is there: the run is asked to save and stop"
 
 
 def test_one_that_is_asked_to_stop_while_its_handler_is_not_there_has_not_failed(processes: Processes) -> None:

@@ -24,7 +24,7 @@ from franca.train.config import load_config
 from rasa.config import RasaConfig
 from studies import running
 from studies.config import ColumnConfig, RungConfig, StudyConfig, read_study
-from studies.plan import Task, plan, with_needs
+from studies.plan import Task, plan, require_parts, with_needs
 from studies.results import Entry, StudyResults, difference, gather, missing, read
 from studies.running import Runner
 from studies.tables import FAILED, NOT_RUN, page, places_of, put_into
@@ -478,9 +478,9 @@ def test_only_the_rungs_asked_for_and_those_they_begin_with(tmp_path: Path, caps
     ("arguments", "says"),
     [
         (["--only", "cyclic", "--seeds", "7", "0"], "--seeds 7: cyclic has 0 1 2"),
-        (["--only", "pixels", "--seeds", "1"], "--seeds 1: pixels has 0"),
+        (["--only", "cyclic", "pixels", "--seeds", "1"], "--seeds 1: pixels has 0"),
         (["--seeds", "3"], "the study has 0 1 2"),
-        (["--data", "imagenette={folder}/train"], "'data.path={imagenette}/train' needs 'train' in it"),
+        (["--data", "imagenette=FOLDER/train"], "'data.path={imagenette}/train' needs 'train' in it"),
     ],
 )
 def test_what_would_run_nothing_or_fail_is_refused_in_a_dry_run(
@@ -492,7 +492,7 @@ def test_what_would_run_nothing_or_fail_is_refused_in_a_dry_run(
         "--dry-run",
         *given_folders(tmp_path),
     ]
-    assert script.main([*study, *(text.format(folder=tmp_path, imagenette="") for text in arguments)]) == 2
+    assert script.main([*study, *(text.replace("FOLDER", str(tmp_path)) for text in arguments)]) == 2
     assert says in capsys.readouterr().err
 
 
@@ -500,11 +500,35 @@ def test_a_study_that_is_not_there_and_a_folder_under_another_name_are_told_with
     tmp_path: Path, capsys
 ) -> None:
     assert script.main(["ladder_cpu", str(tmp_path / "runs")]) == 2
-    assert "study ladder_cpu does not exist; shipped are " in (said := capsys.readouterr().err)
+    assert "study ladder_cpu is no file; shipped are " in (said := capsys.readouterr().err)
     assert "configs/studies/ladder_cpu.yaml" in said
     study = [str(ROOT / "configs/studies/ladder_cpu.yaml"), str(tmp_path / "runs")]
     assert script.main([*study, f"--data=imagenete={tmp_path}"]) == 2
     assert "give --data imagenette=FOLDER, besides imagenete" in capsys.readouterr().err
+
+
+def test_parts_of_folders_are_found_wherever_they_stand_in_a_text(tmp_path: Path) -> None:
+    given_folders(tmp_path)
+    data = {"a": tmp_path, "b": tmp_path / "train"}
+    mixture = "data.parts=[{{source: folder, path: {}}}, {{source: tars, path: {{b}}}}]".format
+    require_parts(["x={a}", "folder:{b}", "x={other}/none", mixture("{a}/train"), "x={a}/train,{a}/val"], data)
+    with pytest.raises(ConfigError, match="needs 'none' in it"):
+        require_parts([mixture("{a}/none")], data)
+
+
+@pytest.mark.parametrize(("study", "folder_of"), [("rates_cpu", "choices_cpu"), ("rasa_cpu", "recipe")])
+def test_trainings_that_two_studies_share_are_the_same_tasks(study: str, folder_of: str, tmp_path: Path) -> None:
+    """Their comments promise that what the other has trained in the same folder is found."""
+    tasks = {
+        name: {
+            task.folder
+            for task in plan(read_study(ROOT / f"configs/studies/{name}.yaml", []), tmp_path, ANYWHERE)
+            if task.kind == "train"
+        }
+        for name in (study, folder_of)
+    }
+    shared = {"rates_cpu": {"recipe", "lr_5e4", "batch_32"}, "rasa_cpu": {"trained"}}[study]
+    assert {folder.name.partition("-")[0] for folder in tasks[study] & tasks[folder_of]} == shared
 
 
 def test_a_page_without_a_place_is_refused_before_anything_runs(tmp_path: Path, capsys) -> None:

@@ -1,4 +1,4 @@
-"""What a run says first: a warning where accelerators stay idle."""
+"""What a run says first: warnings where accelerators stay idle, or images are few."""
 
 from collections.abc import Callable
 

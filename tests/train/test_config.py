@@ -168,14 +168,32 @@ def test_command_line_over_file_over_defaults(tmp_path: Path) -> None:
     assert config.optimizer.min_lr == TrainConfig().optimizer.min_lr
 
 
-@pytest.mark.parametrize("word", ["off", '"off"'])
-def test_words_that_yaml_takes_for_booleans_are_words_on_the_command_line(word: str, tmp_path: Path) -> None:
-    assert load_config(None, [f"data.crops.blur={word}"]).data.crops.blur == "off"
-    assert load_config(None, ["checkpoint.asynchronous=off"]).checkpoint.asynchronous is False
+@pytest.mark.parametrize("text", ["off", "'off'", '"off"'])
+def test_off_is_a_word_and_where_it_is_no_choice_a_boolean(text: str, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("data: {crops: {blur: off}}")
-    with pytest.raises(ConfigError, match=r"blur='False': .* off needs quotes"):
-        load_config(file, [])
+    file.write_text(f"checkpoint: {{asynchronous: {text}}}\ndata: {{crops: {{blur: {text}}}}}")
+    overrides = [f"data.crops.blur={text}", f"checkpoint={{asynchronous: {text}}}"]
+    for config in (load_config(file, []), load_config(None, overrides)):
+        assert config.data.crops.blur == "off"
+        assert config.checkpoint.asynchronous is False
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "+1E-3"])
+def test_numbers_may_be_written_without_a_point(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"optimizer: {{lr: {text}}}")
+    for config in (load_config(file), load_config(None, [f"optimizer.lr={text}"])):
+        assert config.optimizer.lr == 1e-3
+
+
+@pytest.mark.parametrize("text", ["trueish", "1e3x", "offline"])
+def test_words_that_begin_like_others_stay_words(text: str) -> None:
+    assert load_config(None, [f"output={text}"]).output == text
+
+
+@pytest.mark.parametrize(("words", "last"), [(["off", "intended"], "intended"), (["intended", "off"], "off")])
+def test_the_later_of_two_overrides_holds(words: list[str], last: str) -> None:
+    assert load_config(None, [f"data.crops.blur={word}" for word in words]).data.crops.blur == last
 
 
 def test_what_is_written_is_what_is_read(tiny: Callable[..., TrainConfig], tmp_path: Path) -> None:

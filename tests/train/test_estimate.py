@@ -129,7 +129,7 @@ def test_hours_follow_from_work_peak_and_utilisation() -> None:
     assert on_h100(config, 32, 0.3).hours == pytest.approx(result.hours / 2)
     assert f"  {result.hours:,.1f} hours, 1," in report(result)
     short = on_h100(shipped("vitb14_in21k", "steps=100", "optimizer.warmup_steps=10"), 32)
-    assert f"  {60 * short.hours:.3g} minutes, " in report(short)
+    assert f"  {60 * short.hours:.2g} minutes, {32 * short.hours:.2g} device hours" in report(short)
     assert result.config.effective_batch == 2048
 
 
