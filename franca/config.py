@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 Schema = TypeVar("Schema")
-BOOLEAN, FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+BOOLEAN, FLOAT, TIMESTAMP = (f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "timestamp"))
 NUMBERS = {"Integer": "a whole number", "Float": "a number"}  # as OmegaConf calls them -> in words
 
 
@@ -88,11 +88,11 @@ def _read_overrides(overrides: list[str]) -> DictConfig:
 class _Loader(yaml.SafeLoader):
     """YAML in which only true and false are booleans, 1e-3 is a number, and no key stands twice in a mapping.
 
-    on, off, yes and no stay words, for they name choices; an option that is a boolean takes them too.
+    on, off, yes and no stay words, for they name choices (an option that is a boolean takes them too); so do dates.
     """
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != BOOLEAN]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in (BOOLEAN, TIMESTAMP)]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 

@@ -186,7 +186,7 @@ def test_numbers_may_be_written_without_a_point(text: str, tmp_path: Path) -> No
         assert config.optimizer.lr == 1e-3
 
 
-@pytest.mark.parametrize("text", ["trueish", "1e3x", "offline"])
+@pytest.mark.parametrize("text", ["trueish", "1e3x", "offline", "2026-11-30"])
 def test_words_that_begin_like_others_stay_words(text: str) -> None:
     assert load_config(None, [f"output={text}"]).output == text
 
