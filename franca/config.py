@@ -68,7 +68,7 @@ def _errors_from(source: str) -> Iterator[None]:
 def _read_yaml(path: Path) -> DictConfig:
     if not path.is_file():
         raise ConfigError(f"config file {str(path)!r} does not exist; the shipped ones lie in configs/")
-    content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     if not isinstance(content, dict | None):
         kind = "a list" if isinstance(content, list) else repr(content)
         raise ConfigError(f"config file {str(path)!r} holds {kind}; expected keys such as 'steps: 1000'")
@@ -81,7 +81,7 @@ def _read_overrides(overrides: list[str]) -> DictConfig:
             raise ConfigError(f"command line: {override!r} is not of the form key=value")
     read = OmegaConf.create({})
     for key, text in (override.split("=", 1) for override in overrides):
-        OmegaConf.update(read, key, yaml.load(text, Loader=_Loader))
+        OmegaConf.update(read, key, _Loader(text).get_single_data())
     return read
 
 
