@@ -50,6 +50,4 @@ def opening_lines(
 
 def _few_images(count: int, config: TrainConfig) -> str:
     enough = "" if config.init_from else "; a network from scratch needs some thousand (docs/first_run.md)"
-    return (
-        f"WARNING: {count} images are fewer than a step takes ({config.effective_batch}): it repeats some{enough}"
-    )
+    return f"WARNING: {count} images are fewer than a step takes ({config.effective_batch}): it repeats some{enough}"
