@@ -67,7 +67,7 @@ class ColumnConfig:
 
 @dataclass
 class CurveConfig:
-    """A panel with one column of the table over the slices of the feature, a line for each rung."""
+    """One column over the slices of the feature: a panel with a line for each rung, and a table with a row for each."""
 
     title: str
     column: str

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from franca.eval.figures.style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SKY, VERMILION, figure, head_line
 from studies.config import ColumnConfig, CurveConfig, StudyConfig
-from studies.results import StudyResults, mean_and_spread
+from studies.results import StudyResults, mean_and_spread, slices_of
 
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 ABREAST = 3  # panels
@@ -17,7 +17,7 @@ ABREAST = 3  # panels
 def draw(path: Path, study: StudyConfig, results: StudyResults) -> bool:
     """Write the picture; False, and no file, where there is no number yet."""
     columns = {key: column for key, column in study.columns.items() if any(_shown(study, results, key))}
-    curves = [curve for curve in study.curves if any(_lines(curve, results))]
+    curves = [curve for curve in study.curves if results.lines(curve)]
     if not columns:
         return False
     rungs = [name for name in study.rungs if any(results.by_slice(name, key) for key in columns)]
@@ -65,21 +65,10 @@ def _by_rung(
     axis.margins(x=0.12)
 
 
-def _lines(curve: CurveConfig, results: StudyResults) -> Iterator[tuple[str, dict[str, dict[int, float]]]]:
-    """Rung and what it has, slice -> seed -> value, where there are two slices or more."""
-    for name in curve.rungs:
-        by_slice: dict[str, dict[int, float]] = {}
-        for seed, values in results.by_slice(name, curve.column).items():
-            for slice_, value in values.items():
-                by_slice.setdefault(slice_, {})[seed] = value
-        if len(by_slice) > 1:
-            yield name, by_slice
-
-
 def _over_slices(axis: Axes, study: StudyConfig, results: StudyResults, curve: CurveConfig) -> None:
-    lines = list(_lines(curve, results))
-    slices = list(dict.fromkeys(slice_ for _, by_slice in lines for slice_ in by_slice))
-    for (name, by_slice), colour in zip(lines, cycle(COLOURS), strict=False):
+    lines = results.lines(curve)
+    slices = slices_of(lines)
+    for (name, by_slice), colour in zip(lines.items(), cycle(COLOURS), strict=False):
         places = [slices.index(slice_) for slice_ in by_slice]
         means, spreads = zip(*(mean_and_spread(values) for values in by_slice.values()), strict=True)
         bars = [spread or 0.0 for spread in spreads]

@@ -13,7 +13,7 @@ from franca.eval.errors import EvalError
 from franca.eval.result import read_results
 from franca.files import replace_text
 from franca.metrics import read_metrics
-from studies.config import TRAINING, ColumnConfig, StudyConfig
+from studies.config import TRAINING, ColumnConfig, CurveConfig, StudyConfig
 from studies.plan import Identity, Task, with_needs
 from studies.running import results_file, told
 
@@ -28,6 +28,7 @@ MADE = ("train", "rasa")  # kinds of tasks that make a rung's network
 NO_PLACE = ("seconds", "command")  # what is kept of a finished task beside where it ran
 
 Values = dict[str, float]  # slice -> value
+Lines = dict[str, dict[str, dict[int, float]]]  # rung -> slice -> seed -> value
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,18 @@ class StudyResults:
         """Seed -> the number that the table shows, of the seeds that have it."""
         found = self.by_slice(rung, name)
         return {seed: values[column.slice] for seed, values in found.items() if column.slice in values}
+
+    def lines(self, curve: CurveConfig) -> Lines:
+        """Those rungs of a curve that have two slices or more."""
+        lines: Lines = {}
+        for name in curve.rungs:
+            by_slice: dict[str, dict[int, float]] = {}
+            for seed, values in self.by_slice(name, curve.column).items():
+                for slice_, value in values.items():
+                    by_slice.setdefault(slice_, {})[seed] = value
+            if len(by_slice) > 1:
+                lines[name] = by_slice
+        return lines
 
     def failed_seeds(self, rung: str, score: str | None = None) -> set[int]:
         """Seeds of which a task of the rung failed; with ``score``: one that its numbers need."""
@@ -197,6 +210,11 @@ def difference(these: Mapping[int, float], those: Mapping[int, float]) -> Differ
 def mean_and_spread(values: Mapping[int, float]) -> tuple[float, float | None]:
     """Mean and standard deviation over the seeds, None for one."""
     return statistics.mean(values.values()), _spread(list(values.values()))
+
+
+def slices_of(lines: Lines) -> list[str]:
+    """All slices of a curve's rungs, the widest first."""
+    return list(dict.fromkeys(slice_ for by_slice in lines.values() for slice_ in by_slice))
 
 
 def _spread(values: Sequence[float]) -> float | None:

@@ -1,20 +1,20 @@
 """A study's numbers as Markdown, also in the place that a page keeps for them."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from franca.config import ConfigError
 from franca.files import replace_text
 from measuring.facts import markdown
-from studies.config import ColumnConfig, StudyConfig
-from studies.results import StudyResults, difference, mean_and_spread
+from studies.config import ColumnConfig, CurveConfig, StudyConfig
+from studies.results import StudyResults, difference, mean_and_spread, slices_of
 
 NOT_RUN, FAILED, NOT_ASKED = "not run", "failed", ""
 
 
 def page(study: StudyConfig, results: StudyResults) -> str:
-    """The table of scores, that of differences, and where they were taken."""
+    """The table of scores, that of differences, those of curves, and where they were taken."""
     parts = [scores_table(study, results)]
     if re.search(r" \(\d+\) \|", parts[0]):
         parts.append("(n): of n seeds alone.")
@@ -22,6 +22,7 @@ def page(study: StudyConfig, results: StudyResults) -> str:
     if rows:
         head = ["", *(column.title for column in study.columns.values())]
         parts += ["Differences, seed by seed; bold where their 95 % interval leaves out 0:", markdown(head, rows)]
+    parts += [curve_table(study, results, curve) for curve in study.curves if results.lines(curve)]
     return "\n\n".join([*parts, provenance(results)])
 
 
@@ -53,6 +54,17 @@ def differences(study: StudyConfig, results: StudyResults) -> list[list[str]]:
     return rows
 
 
+def curve_table(study: StudyConfig, results: StudyResults, curve: CurveConfig) -> str:
+    """A row for each rung of a curve, a cell for each slice: mean ± standard deviation over the seeds."""
+    lines, digits = results.lines(curve), study.columns[curve.column].digits
+    slices = slices_of(lines)
+    rows = []
+    for name, by_slice in lines.items():
+        cells = [_spread_text(by_slice[slice_], digits) if slice_ in by_slice else "" for slice_ in slices]
+        rows.append([study.rungs[name].label or name, *cells, str(len(results.by_slice(name, curve.column)))])
+    return markdown([curve.title, *slices, "seeds"], rows)
+
+
 def _score(study: StudyConfig, results: StudyResults, rung: str, key: str, counted: bool) -> str:
     column = study.columns[key]
     if not study.asks(rung, column.score):
@@ -60,9 +72,13 @@ def _score(study: StudyConfig, results: StudyResults, rung: str, key: str, count
     values = results.shown(rung, key, column)
     if not values:
         return FAILED if results.failed_seeds(rung, column.score) else NOT_RUN
-    mean, spread = mean_and_spread(values)
-    text = f"{mean:.{column.digits}f}" + (f" ± {spread:.{column.digits}f}" if spread is not None else "")
+    text = _spread_text(values, column.digits)
     return f"{text} ({len(values)})" if counted else text
+
+
+def _spread_text(values: Mapping[int, float], digits: int) -> str:
+    mean, spread = mean_and_spread(values)
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
 
 
 def _difference(results: StudyResults, rung: str, other: str, key: str, column: ColumnConfig) -> str:

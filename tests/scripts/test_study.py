@@ -23,7 +23,7 @@ from franca.eval.registry import PROTOCOLS
 from franca.train.config import load_config
 from rasa.config import RasaConfig
 from studies import running
-from studies.config import ColumnConfig, RungConfig, StudyConfig, read_study
+from studies.config import ColumnConfig, CurveConfig, RungConfig, StudyConfig, read_study
 from studies.plan import Task, plan, require_parts, with_needs
 from studies.results import Entry, StudyResults, difference, gather, missing, read
 from studies.running import Runner
@@ -388,6 +388,17 @@ def test_the_table_shows_spread_and_what_was_not_run(tmp_path: Path) -> None:
     assert f"| first | 40.5 ± 0.7 | {NOT_RUN} | 2 of 3 | 1.5 |" in page(more, results).splitlines()
     results.entries.append(Entry("first", 2, "train", "", 0, 1.5, {"loss": {"d": 9.0}}))
     assert "| first | 40.5 ± 0.7 (2) | 9.0 (1) | 3 | 1.5 |" in page(more, results).splitlines()
+
+
+def test_a_curve_is_a_table_of_all_slices(tmp_path: Path) -> None:
+    config, results = finished_study(tmp_path)
+    curves = [CurveConfig("by slice", "score", ["second", "first", "third"]), CurveConfig("none", "loss", ["first"])]
+    text = page(replace(config, curves=curves), results)
+    assert (
+        "| by slice | d | d/2 | seeds |\n| --- | --- | --- | --- |\n"
+        "| second | 42.8 ± 1.1 | 41.8 ± 1.1 | 2 |\n| first | 40.5 ± 0.7 | 39.5 ± 0.7 | 2 |\n\n"
+    ) in text
+    assert "none" not in text
 
 
 def test_the_table_shows_what_failed(tmp_path: Path) -> None:
