@@ -25,7 +25,7 @@ class RungConfig:
     rasa: overrides of rasa.train; a RASA head for the network of ``after``.
     model: what `franca eval --model` takes; {after} stands for the teacher of ``after``.
     seeds: where they are not those of the study. scores: names of those to ask for; null: all.
-    against: rung whose seeds this one's are compared with, one by one; "": none.
+    against: rungs whose seeds this one's are compared with, one by one.
     """
 
     label: str = ""
@@ -35,7 +35,7 @@ class RungConfig:
     after: str = ""
     seeds: list[int] | None = None
     scores: list[str] | None = None
-    against: str = ""
+    against: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if (self.train is not None) + (self.rasa is not None) + bool(self.model) != 1:
@@ -102,7 +102,7 @@ class StudyConfig:
         for name, rung in self.rungs.items():
             earlier = list(self.rungs)[: list(self.rungs).index(name)]
             self._check_names(f"rungs.{name}.after", [rung.after] if rung.after else [], earlier)
-            self._check_names(f"rungs.{name}.against", [rung.against] if rung.against else [], list(self.rungs))
+            self._check_names(f"rungs.{name}.against", rung.against, list(self.rungs))
             self._check_names(f"rungs.{name}.scores", rung.scores or [], list(self.scores))
             if rung.rasa is not None and not rung.after:
                 raise ConfigError(f"rungs.{name}: rasa needs after, the rung whose network it changes")

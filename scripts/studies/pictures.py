@@ -76,4 +76,4 @@ def _over_slices(axis: Axes, study: StudyConfig, results: StudyResults, curve: C
                       label=study.rungs[name].label or name)  # fmt: skip
     axis.set_xticks(range(len(slices)), slices)
     axis.set_title(curve.title, fontsize=11)
-    axis.legend(loc="lower left", fontsize=8.5)
+    axis.legend(fontsize=8.5)

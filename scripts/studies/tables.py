@@ -44,12 +44,12 @@ def scores_table(study: StudyConfig, results: StudyResults) -> str:
 
 
 def differences(study: StudyConfig, results: StudyResults) -> list[list[str]]:
-    """A row for each rung that is compared with another, as far as both have a number."""
+    """A row for each rung and each that it is compared with, as far as both have a number."""
     rows = []
     for name, rung in study.rungs.items():
-        if rung.against:
-            cells = [_difference(results, name, rung.against, key, column) for key, column in study.columns.items()]
-            label = f"{rung.label or name} against {study.rungs[rung.against].label or rung.against}"
+        for other in rung.against:
+            cells = [_difference(results, name, other, key, column) for key, column in study.columns.items()]
+            label = f"{rung.label or name} against {study.rungs[other].label or other}"
             rows += [[label, *cells]] if any(cells) else []
     return rows
 

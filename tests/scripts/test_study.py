@@ -46,7 +46,7 @@ def given_folders(folder: Path) -> list[str]:
 def small_study(**changes) -> StudyConfig:
     rungs = {
         "first": RungConfig(label="first", train=["optimizer.lr=1e-3"]),
-        "second": RungConfig(label="second", train=["optimizer.lr=2e-3"], after="first", against="first"),
+        "second": RungConfig(label="second", train=["optimizer.lr=2e-3"], after="first", against=["first"]),
         "third": RungConfig(label="third", rasa=[], after="second", scores=["score"]),
     }
     columns = {
@@ -388,6 +388,14 @@ def test_the_table_shows_spread_and_what_was_not_run(tmp_path: Path) -> None:
     assert f"| first | 40.5 ± 0.7 | {NOT_RUN} | 2 of 3 | 1.5 |" in page(more, results).splitlines()
     results.entries.append(Entry("first", 2, "train", "", 0, 1.5, {"loss": {"d": 9.0}}))
     assert "| first | 40.5 ± 0.7 (2) | 9.0 (1) | 3 | 1.5 |" in page(more, results).splitlines()
+
+
+def test_a_rung_is_compared_with_each_that_it_names(tmp_path: Path) -> None:
+    config, results = finished_study(tmp_path)
+    rungs = config.rungs | {"second": replace(config.rungs["second"], against=["first", "second"])}
+    lines = page(replace(config, rungs=rungs), results).splitlines()
+    assert "| second against first | +2.2 ± 0.4 |  |" in lines
+    assert "| second against second | +0.0 ± 0.0 |  |" in lines
 
 
 def test_a_curve_is_a_table_of_all_slices(tmp_path: Path) -> None:
