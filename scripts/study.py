@@ -28,9 +28,10 @@ from franca.files import held, replace_text
 from franca.openmp import sleep_while_waiting
 from franca.reproduce.machine import commit
 from measuring.facts import ROOT, facts
+from studies.checks import require_runnable
 from studies.config import StudyConfig, read_study
 from studies.plan import Task, plan, require_parts, with_needs
-from studies.results import StudyResults, gather, missing, read
+from studies.results import StudyResults, gather, missing, not_found, read
 from studies.running import Runner
 from studies.tables import page, place_in, put_into
 
@@ -56,7 +57,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="over the study's file, such as seeds=[0]"
     )
-    return parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    if options.jobs < 1 or options.minutes < 0:
+        parser.error(
+            f"--jobs {options.jobs} --minutes {options.minutes:g}: give at least one process, and no less time than 0"
+        )
+    return options
 
 
 def folders(given: Sequence[str]) -> dict[str, Path]:
@@ -137,6 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
         wanted = missing(tasks, asked, recorded)
         if wanted:
             require_parts(study.texts(), data)
+            require_runnable(wanted)
         if options.page:
             place_in(options.page, options.study.stem)
         if options.dry_run:
@@ -149,7 +156,9 @@ def main(arguments: list[str] | None = None) -> int:
             before = len(with_needs(asked)) - len(wanted)
             status = Runner(wanted, options.jobs, 60 * options.minutes, place, before).run()
             report(options, study, tasks, gather(study, tasks, recorded))
-        return status
+        wrong = not_found(study, tasks)
+        print("".join(f"error: {words}\n" for words in wrong), end="", file=sys.stderr)
+        return status or (2 if wrong else 0)
     except (ConfigError, EvalError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -48,17 +48,22 @@ def run(options: argparse.Namespace) -> int:
 
 def ask(options: argparse.Namespace) -> None:
     """Evaluate; the first process prints the table."""
-    given = vars(options)
-    known = {field.name: given[field.name] for field in fields(Question) if field.name in given}
     own = place()
     speaks = own is None or own.rank == 0
     if not speaks:
         logging.getLogger().setLevel(logging.ERROR)
-    answer = evaluate(Question(**known, slices=parse_slices(options.slice), stored_as=options.store))
+    answer = evaluate(question_of(options))
     if speaks:
         if answer.records:
             print(overview(answer.records))
         print(answer.folder)
+
+
+def question_of(options: argparse.Namespace) -> Question:
+    """What the arguments of a protocol ask. Raises EvalError."""
+    given = vars(options)
+    known = {field.name: given[field.name] for field in fields(Question) if field.name in given}
+    return Question(**known, slices=parse_slices(options.slice), stored_as=options.store)
 
 
 def parse_slices(texts: list[str]) -> tuple[int, ...]:

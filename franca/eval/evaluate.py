@@ -22,7 +22,7 @@ from franca.eval.context import DIVISORS, Context, Engine, is_slice, slice_name,
 from franca.eval.datasets import OpenedSplit, open_split
 from franca.eval.datasets.base import Role
 from franca.eval.errors import EvalError
-from franca.eval.protocol import Protocol, Task
+from franca.eval.protocol import Task
 from franca.eval.registry import PROTOCOLS, Entry
 from franca.eval.result import Origin, records_of, write_results
 from franca.eval.store import FeatureStore
@@ -81,7 +81,7 @@ def evaluate(question: Question) -> Answer:
     """
     entry = PROTOCOLS[question.protocol]
     protocol = entry.load()
-    config = _configure(protocol, question)
+    config = configure(question)
     own = place()
     device = choose_device(question.device, own.local_rank if own and own.world_size > 1 else None)
     with process_group(device.type):
@@ -186,7 +186,9 @@ def folder_name(origin: Origin, question: Question) -> str:
     return f"{origin.protocol}-{origin.data}-{origin.split}-{model}-{digest}"
 
 
-def _configure(protocol: Protocol, question: Question) -> Any:
+def configure(question: Question) -> Any:
+    """The protocol's settings: those of the preset, with the question's over them. Raises EvalError, ConfigError."""
+    protocol = PROTOCOLS[question.protocol].load()
     presets = {"paper": {}, **protocol.presets}
     if question.preset not in presets:
         raise EvalError(f"--preset {question.preset}: {question.protocol} has {', '.join(presets)}")

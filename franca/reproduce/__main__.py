@@ -37,6 +37,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("name", nargs="?", default="", metavar="NAME", help="of configs/recipes, or a YAML file's path")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="seed, output, data.path and the like")
     parser.add_argument("--until", type=int, metavar="STEP", help="compare up to this step, and stop there")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be run and compared, then stop")
     recording = parser.add_argument_group("to record a curve")
     recording.add_argument("--record", default="", metavar="SEEDS", help="run these seeds, such as 0,1,2")
     recording.add_argument("--force", action="store_true", help="replace the record that there is")

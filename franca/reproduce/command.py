@@ -1,6 +1,7 @@
 """What `python -m franca.reproduce` does once its arguments are read."""
 
 import argparse
+import shlex
 import signal
 import sys
 from contextlib import suppress
@@ -33,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
         elif options.record:
             _record(options)
         else:
-            return _reproduce(find_recipe(options.name), options.overrides, options.until)
+            return _reproduce(find_recipe(options.name), options.overrides, options.until, options.dry_run)
     except (Stopped, KeyboardInterrupt) as error:
         stop = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)  # while nothing trained
         print(stop, file=sys.stderr)
@@ -48,8 +49,10 @@ def _check(options: argparse.Namespace) -> None:
     """Raises ReproduceError for options that don't go together."""
     if not options.record and (options.force or options.tolerance):
         raise ReproduceError("--force and --tolerance belong to --record, which is missing")
-    if options.record and (options.until is not None or not options.name):
-        raise ReproduceError("--record needs the name of a recipe, and runs it to its end: leave out --until")
+    if options.record and (options.until is not None or options.dry_run or not options.name):
+        raise ReproduceError("--record needs the name of a recipe, and runs it to its end: no --until, no --dry-run")
+    if options.dry_run and not options.name:
+        raise ReproduceError("--dry-run needs the name of a recipe")
     if options.until is not None and options.until < 1:
         raise ReproduceError(f"--until {options.until}: give a step of the run, 1 or more")
 
@@ -63,7 +66,7 @@ def _record(options: argparse.Namespace) -> None:
     print("\n".join(summary(record)))
 
 
-def _reproduce(recipe: Recipe, overrides: list[str], until: int | None) -> int:
+def _reproduce(recipe: Recipe, overrides: list[str], until: int | None, dry_run: bool) -> int:
     record = read_record(recipe.record)
     run = _planned(recipe, record, overrides)
     _require_unchanged(record, run)
@@ -76,6 +79,11 @@ def _reproduce(recipe: Recipe, overrides: list[str], until: int | None) -> int:
             f"--until {until}: {recipe.name} has {run.config.steps} steps; without --until all are run"
         )
     run.require_same()
+    if dry_run:
+        _say("\n".join(_plan_lines(record, run, until, len(wanted))))
+        return REPRODUCED
+    if others := other_images(record.facts, run.begun_with):
+        _say(f"WARNING: these are not the images that were recorded ({'; '.join(others)}): its curve may be another")
     watcher = _Watcher(record, run, until, wanted)
     if watcher.look():
         _say(f"nothing was trained: {run.output} holds the run already, up to there")
@@ -84,10 +92,25 @@ def _reproduce(recipe: Recipe, overrides: list[str], until: int | None) -> int:
     return _conclude(record, run, until, watcher)
 
 
+def _plan_lines(record: Record, run: FolderOfRun, until: int | None, points: int) -> list[str]:
+    """What would be run and compared, and what differs from the record by now."""
+    steps, reached = run.config.steps, max((line["step"] for line in run.lines()), default=0)
+    return [
+        f"{record.recipe}, seed {run.config.seed}: up to step {until or steps} of {steps} in {run.output}, which has "
+        + (f"reached step {reached}" if reached else "not begun"),
+        f"  {shlex.join(['python', '-m', 'franca.train', *run.arguments])}",
+        f"{points} points are compared with seeds {', '.join(map(str, record.seeds))}, of which the steps of one run "
+        f"took {record.minutes:.0f} minutes there",
+        *(f"differs from the record: {words}" for words in differences(record.facts, run.begun_with)),
+    ]
+
+
 def _planned(recipe: Recipe, record: Record, overrides: list[str]) -> FolderOfRun:
     """The run, of the first recorded seed and in its own folder unless told otherwise."""
     seed = recipe.configure([f"seed={next(iter(record.seeds))}", *overrides]).seed
-    own = [f"output=runs/reproduce/{recipe.name}-seed{seed}", *overrides, f"seed={seed}"]
+    chosen = {"output": f"runs/reproduce/{recipe.name}-seed{seed}", "seed": seed}
+    given = {text.partition("=")[0] for text in overrides}
+    own = [*overrides, *(f"{key}={value}" for key, value in chosen.items() if key not in given)]
     return FolderOfRun(recipe, own, recipe.configure(own))
 
 
@@ -154,7 +177,7 @@ def _conclude(record: Record, run: FolderOfRun, until: int | None, watcher: _Wat
         agreements=agreements(record, points),
         differences=differences(record.facts, run.begun_with),
         made_elsewhere=run.made_elsewhere,
-        other_images=other_images(record.facts, run.begun_with),
+        other_images=bool(other_images(record.facts, run.begun_with)),
         own=_from_own_seed(record, run.config.seed, watcher.curve, until),
     )
     _say("\n" + table(outcome.agreements))

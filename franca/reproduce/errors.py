@@ -8,13 +8,15 @@ class ReproduceError(ValueError):
 
 
 class Stopped(Exception):
-    """A signal ended the command; the run's state is saved, and the same command continues.
+    """A signal ended the command; the same command continues.
 
-    passed_on: the run was told, always as SIGTERM, and its own words speak of that one.
+    passed_on: the run was told, always as SIGTERM, and its own words speak of that one. at_once: the run was not waited
+    for; else its state is saved.
     """
 
-    def __init__(self, signal_number: int, passed_on: bool = False) -> None:
+    def __init__(self, signal_number: int, passed_on: bool = False, at_once: bool = False) -> None:
         told = ", passed on to the run as SIGTERM" if passed_on and signal_number != signal.SIGTERM else ""
-        name = signal.Signals(signal_number).name
-        super().__init__(f"stopped by {name}{told}; the same command continues the run")
+        how = f"by {signal.Signals(signal_number).name}{told}"
+        where = " from what it has saved before" if at_once else ""
+        super().__init__(f"stopped {'at once' if at_once else how}; the same command continues the run{where}")
         self.signal_number = signal_number

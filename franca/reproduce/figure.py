@@ -28,8 +28,7 @@ def draw(path: Path, outcome: Outcome) -> None:
             axis.set_axis_off()
         for axis in axes[len(record.tolerances) - COLUMNS : len(record.tolerances)]:
             axis.set_xlabel("step")
-        answer = "reproduced" if outcome.reproduced else "differs"
-        head_line(drawn, f"{record.recipe}, seed {outcome.seed}: {answer}")
+        head_line(drawn, f"{record.recipe}, seed {outcome.seed}{outcome.part}: {outcome.answer}")
         handles, names = axes[0].get_legend_handles_labels()
         drawn.legend(handles, names, loc="outside lower center", ncols=len(names))
 

@@ -5,7 +5,7 @@ from franca.reproduce.curve import SCORES
 from franca.reproduce.recipe import all_recipes
 from franca.reproduce.record import Record, read_record
 
-HEADER = ("recipe", "seeds", "minutes of its steps there", "at the end", "recorded on")
+HEADER = ("recipe", "seeds", "minutes there", "at the end", "recorded on")
 
 
 def listing() -> list[str]:
@@ -13,7 +13,8 @@ def listing() -> list[str]:
     recipes = all_recipes()
     rows = [HEADER, *(_row(read_record(recipe.record)) for recipe in recipes if recipe.record.exists())]
     without = [recipe.name for recipe in recipes if not recipe.record.exists()]
-    return [columns(rows), *([f"not recorded yet: {', '.join(without)}"] if without else [])]
+    said = "minutes: of the steps alone, mean over the seeds, beside whatever else ran on that machine"
+    return [columns(rows), said, *([f"not recorded yet: {', '.join(without)}"] if without else [])]
 
 
 def _row(record: Record) -> tuple[str, ...]:

@@ -24,7 +24,8 @@ PACKAGE = Path(franca.__file__).resolve().parent
 UNKNOWN = "unknown"  # of a run that another command began
 OWN = "reproduce"  # the part that only watches a run
 # What a record holds of a run, besides its curve; the likeliest reasons of another curve first.
-FACTS = ("images", "images_hash", "precision", "torch", "device", "commit")
+IMAGES = ("images", "images_hash")
+FACTS = (*IMAGES, "precision", "torch", "device", "commit")
 
 
 def facts_of(config: TrainConfig) -> dict[str, Any]:
@@ -43,13 +44,17 @@ def facts_of(config: TrainConfig) -> dict[str, Any]:
 
 def differences(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What differs from the record, in words."""
-    return [f"{name}: {here[name]} here, {recorded[name]} recorded" for name in FACTS if here[name] != recorded[name]]
+    return [_difference(name, recorded, here) for name in FACTS if here[name] != recorded[name]]
 
 
-def other_images(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
-    """Whether the images are known to be others, in number, names or sizes."""
-    pairs = [(recorded[name], here[name]) for name in ("images", "images_hash")]
-    return any(there != now and UNKNOWN not in (there, now) for there, now in pairs)
+def other_images(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """In which way the images are known to be others, of number and of names and sizes."""
+    known = [name for name in IMAGES if UNKNOWN not in (recorded[name], here[name])]
+    return [_difference(name, recorded, here) for name in known if here[name] != recorded[name]]
+
+
+def _difference(name: str, recorded: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    return f"{name}: {here[name]} here, {recorded[name]} recorded"
 
 
 def code_hash() -> str:

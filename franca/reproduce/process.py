@@ -34,8 +34,8 @@ class TrainingProcess:
         """Until the run ends by itself, or ``enough``, asked every POLL seconds, is true: then it is stopped.
 
         Raises:
-            Stopped: a signal came, or someone else stopped the run; it has ended well.
-            ReproduceError: the run failed, or was killed.
+            Stopped: a signal came, or someone else stopped the run; it has ended well, or was not waited for.
+            ReproduceError: the run failed, or someone else killed it.
         """
         with Children(GRACE) as children:
             self.child = children.add(Child(self.arguments, subprocess.PIPE))
@@ -49,6 +49,8 @@ class TrainingProcess:
         reader.join()
         enough()
         stopped_by = self.child.stopped_by
+        if children.signal_number is not None and self.child.killed:
+            raise Stopped(children.signal_number, at_once=True)
         if self.child.poll() != 0 and stopped_by is None:
             said = "\n".join(f"  {line}" for line in self.words)
             raise ReproduceError(f"the training process ended with {self.child.ending}; its last words:\n{said}")

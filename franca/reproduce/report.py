@@ -37,6 +37,17 @@ class Outcome:
         return not any(agreement.differs for agreement in self.agreements)
 
     @property
+    def part(self) -> str:
+        """Which beginning of the run it is of, in words; "" where it is of the whole."""
+        asked = self.steps if self.until is None else self.until
+        return f", its first {asked} of {self.steps} steps" if asked < self.steps else ""
+
+    @property
+    def answer(self) -> str:
+        """In a word, and a warning where it is of other images."""
+        return ("reproduced" if self.reproduced else "differs") + (", with other images" if self.other_images else "")
+
+    @property
     def points(self) -> list[Point]:
         """Of all quantities."""
         return [point for agreement in self.agreements for point in agreement.points]
@@ -60,16 +71,12 @@ def verdict(outcome: Outcome) -> list[str]:
     """The answer in words, then what to look at."""
     record = outcome.record
     seeds = ", ".join(map(str, record.seeds))
-    asked = outcome.steps if outcome.until is None else outcome.until
-    part = f", its first {asked} of {outcome.steps} steps" if asked < outcome.steps else ""
-    what = f"{record.recipe} (seed {outcome.seed}{part})"
+    what = f"{record.recipe} (seed {outcome.seed}{outcome.part})"
     outside = sum(point.outside for point in outcome.points)
     count = f"{len(outcome.points)} points, {outside} of them outside the tolerance"
-    images = ", with other images" if outcome.other_images else ""
-    if outcome.reproduced:
-        lines = [f"reproduced{images}: {what} learns as seeds {seeds} did where they were recorded ({count})"]
-    else:
-        lines = [f"differs{images}: {what} does not learn as seeds {seeds} did where they were recorded ({count})"]
+    learns = "learns" if outcome.reproduced else "does not learn"
+    lines = [f"{outcome.answer}: {what} {learns} as seeds {seeds} did where they were recorded ({count})"]
+    if not outcome.reproduced:
         differing = sorted((one for one in outcome.agreements if one.differs), key=lambda one: one.first.step)
         lines += [f"  {_where(agreement)}" for agreement in differing]
     if all(len(agreement.points) == 1 for agreement in outcome.agreements):

@@ -34,6 +34,11 @@ class FolderOfRun:
         """The folder."""
         return Path(self.config.output)
 
+    @property
+    def arguments(self) -> list[str]:
+        """Of franca.train."""
+        return ["--config", str(self.recipe.file), *self.overrides]
+
     def lines(self) -> list[dict[str, Any]]:
         """Of its metrics.jsonl so far."""
         return read_metrics(self.output / "metrics.jsonl")
@@ -113,4 +118,4 @@ class FolderOfRun:
                 noted = True
             return enough()
 
-        TrainingProcess(["--config", str(self.recipe.file), *self.overrides], say).run(look)
+        TrainingProcess(self.arguments, say).run(look)

@@ -99,7 +99,9 @@ class StudyConfig:
         for name in [*self.rungs, *self.scores, *self.columns]:
             if not NAME.fullmatch(name):
                 raise ConfigError(f"{name!r}: names of rungs, scores and columns are of a-z, 0-9 and _")
+        self._check_seeds("seeds", self.seeds)
         for name, rung in self.rungs.items():
+            self._check_seeds(f"rungs.{name}.seeds", self.seeds if rung.seeds is None else rung.seeds)
             earlier = list(self.rungs)[: list(self.rungs).index(name)]
             self._check_names(f"rungs.{name}.after", [rung.after] if rung.after else [], earlier)
             self._check_names(f"rungs.{name}.against", rung.against, list(self.rungs))
@@ -111,6 +113,11 @@ class StudyConfig:
         for curve in self.curves:
             self._check_names(f"curve {curve.title!r}", [curve.column], list(self.columns))
             self._check_names(f"curve {curve.title!r}", curve.rungs, list(self.rungs))
+
+    @staticmethod
+    def _check_seeds(key: str, seeds: list[int]) -> None:
+        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            raise ConfigError(f"{key}={seeds}: give one or more whole numbers from 0, each once")
 
     @staticmethod
     def _check_names(key: str, given: list[str], known: list[str]) -> None:

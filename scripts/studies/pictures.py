@@ -1,5 +1,6 @@
 """A study as a picture: every column by rung with each seed's number, then curves over the slices of the feature."""
 
+import textwrap
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
@@ -12,6 +13,9 @@ from studies.results import StudyResults, mean_and_spread, slices_of
 
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 ABREAST = 3  # panels
+TITLE = 34  # characters of a panel's line
+HEAD = 8.5  # characters of an inch of the head line
+LEAST_SPAN = 0.05  # of an axis, seen from its numbers' size: what differs by less looks alike
 
 
 def draw(path: Path, study: StudyConfig, results: StudyResults) -> bool:
@@ -22,14 +26,18 @@ def draw(path: Path, study: StudyConfig, results: StudyResults) -> bool:
         return False
     rungs = [name for name in study.rungs if any(results.by_slice(name, key) for key in columns)]
     count = len(columns) + len(curves)
-    down = -(-count // ABREAST)
-    with figure(path, 3.9 * min(count, ABREAST) + 1.6, 0.7 + down * (1.3 + 0.27 * max(len(rungs), 5))) as drawn:
-        head_line(drawn, f"{study.title} (dots: seeds, bars: their mean)")
-        places = drawn.subplots(down, min(count, ABREAST), squeeze=False).flatten()
+    abreast = 2 if count == 4 else min(count, ABREAST)
+    down = -(-count // abreast)
+    longest = max(len(study.rungs[name].label or name) for name in rungs)
+    width = 3.9 * abreast + 0.07 * longest
+    head = textwrap.wrap(f"{study.title} (dots: seeds, bars: their mean)", int(HEAD * width))
+    with figure(path, width, 0.4 + 0.3 * len(head) + down * (1.3 + 0.27 * max(len(rungs), 5))) as drawn:
+        head_line(drawn, "\n".join(head))
+        places = drawn.subplots(down, abreast, squeeze=False).flatten()
         for place in places[count:]:
             place.set_visible(False)
         for number, (axis, (key, column)) in enumerate(zip(places, columns.items(), strict=False)):
-            _by_rung(axis, study, results, rungs, key, column, named=number % ABREAST == 0)
+            _by_rung(axis, study, results, rungs, key, column, named=number % abreast == 0)
         for axis, curve in zip(places[len(columns) :], curves, strict=False):
             _over_slices(axis, study, results, curve)
     return True
@@ -57,12 +65,16 @@ def _by_rung(
             axis.plot([mean, mean], [height - 0.32, height + 0.32], color=BLUE, linewidth=2.5)
             axis.plot(list(values.values()), [height] * len(values), "o", color=VERMILION, markersize=4, alpha=0.75)
     arrow = {"higher": " →", "lower": " ←", "": ""}[column.better]
-    axis.set_title(f"{column.title}{arrow}", fontsize=11)
+    axis.set_title(textwrap.fill(f"{column.title}{arrow}", TITLE), fontsize=11)
     labels = [study.rungs[name].label or name for name in rungs] if named else [""] * len(rungs)
     axis.set_yticks(list(heights), labels, color=INK)
     axis.set_ylim(0.4, len(rungs) + 0.6)
     axis.grid(axis="y", color=FAINT)
     axis.margins(x=0.12)
+    low, high = axis.get_xlim()
+    lacking = LEAST_SPAN * max(abs(low), abs(high)) - (high - low)
+    if lacking > 0:
+        axis.set_xlim(low - lacking / 2, high + lacking / 2)
 
 
 def _over_slices(axis: Axes, study: StudyConfig, results: StudyResults, curve: CurveConfig) -> None:
@@ -76,4 +88,6 @@ def _over_slices(axis: Axes, study: StudyConfig, results: StudyResults, curve: C
                       label=study.rungs[name].label or name)  # fmt: skip
     axis.set_xticks(range(len(slices)), slices)
     axis.set_title(curve.title, fontsize=11)
-    axis.legend(fontsize=8.5)
+    low, high = axis.get_ylim()
+    axis.set_ylim(low - 0.085 * len(lines) * (high - low), high)  # room for the legend
+    axis.legend(loc="lower left", fontsize=8.5)

@@ -96,6 +96,11 @@ class StudyResults:
                 lines[name] = by_slice
         return lines
 
+    def ran(self, rung: str, score: str) -> bool:
+        """Whether a task has finished that could have given such a number."""
+        kind = "train" if score == TRAINING else score
+        return any(entry.rung == rung and entry.kind == kind for entry in self.entries)
+
     def failed_seeds(self, rung: str, score: str | None = None) -> set[int]:
         """Seeds of which a task of the rung failed; with ``score``: one that its numbers need."""
         return {task.seed for task in self.failed if task.rung == rung and (not score or task.kind in (*MADE, score))}
@@ -157,6 +162,31 @@ def gather(study: StudyConfig, tasks: Sequence[Task], recorded: StudyResults) ->
     entries = sorted(found.values(), key=lambda entry: place_of(entry.identity))
     done = {entry.identity for entry in entries}
     return StudyResults(entries, places, sorted((task for task in failed.values() if task not in done), key=place_of))
+
+
+def not_found(study: StudyConfig, tasks: Sequence[Task]) -> list[str]:
+    """Columns that ask for a number which finished tasks don't have, in words, with those that they have."""
+    said = []
+    for name, column in study.columns.items():
+        kind = "train" if column.score == TRAINING else column.score
+        done = [task for task in tasks if task.finished and task.kind == kind]
+        if done and not any(_values(task, column) for task in done):
+            asked = " ".join([repr(column.metric), *(f"{key}={value}" for key, value in column.settings.items())])
+            said.append(
+                f"columns.{name}: no {asked} in what {column.score} gave; there are {', '.join(_there(done[0]))}"
+            )
+    return said
+
+
+def _there(task: Task) -> list[str]:
+    """Numbers that a finished task has, with the settings that tell them apart."""
+    if task.kind == "train":
+        return sorted({name for line in read_metrics(task.output / "metrics.jsonl") for name in line})
+    file = results_file(task)
+    return list(dict.fromkeys(
+        " ".join([score["metric"], *(f"{key}={value}" for key, value in score["settings"].items())])
+        for score in (read_results(file)["scores"] if file else [])
+    ))  # fmt: skip
 
 
 def missing(tasks: Sequence[Task], asked: Sequence[Task], recorded: StudyResults) -> list[Task]:

@@ -10,7 +10,7 @@ from measuring.facts import markdown
 from studies.config import ColumnConfig, CurveConfig, StudyConfig
 from studies.results import StudyResults, difference, mean_and_spread, slices_of
 
-NOT_RUN, FAILED, NOT_ASKED = "not run", "failed", ""
+NOT_RUN, FAILED, NOT_FOUND, NOT_ASKED = "not run", "failed", "not found", ""
 
 
 def page(study: StudyConfig, results: StudyResults) -> str:
@@ -71,7 +71,9 @@ def _score(study: StudyConfig, results: StudyResults, rung: str, key: str, count
         return NOT_ASKED
     values = results.shown(rung, key, column)
     if not values:
-        return FAILED if results.failed_seeds(rung, column.score) else NOT_RUN
+        if results.failed_seeds(rung, column.score):
+            return FAILED
+        return NOT_FOUND if results.ran(rung, column.score) else NOT_RUN
     text = _spread_text(values, column.digits)
     return f"{text} ({len(values)})" if counted else text
 

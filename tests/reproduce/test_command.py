@@ -46,6 +46,23 @@ def test_a_run_of_another_seed_is_reproduced(
     assert len(result(tmp_path)["points"]) == 100
 
 
+def test_a_dry_run_says_what_would_be_run_and_runs_nothing(
+    recorded: list[str], pretended: Pretended, tmp_path: Path, capsys: Capture
+) -> None:
+    capsys.readouterr()
+    assert main([*recorded, "seed=5", "--until", "6", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^some, seed 5: up to step 6 of \d+ in \S+, which has not begun$", said, re.MULTILINE)
+    assert f"-m franca.train --config {recorded[0]} output={tmp_path / 'run'} seed=5" in said
+    assert "15 points are compared with seeds 0, 1, 2" in said
+    assert pretended.starts == 0
+    assert not (tmp_path / "run").exists()
+    assert main([*recorded, "seed=5"]) == 0
+    assert main([*recorded, "seed=5", "--dry-run"]) == 0
+    assert "which has reached step" in capsys.readouterr().out
+    assert main(["--dry-run"]) == 2
+
+
 def test_a_recorded_seed_is_compared_with_its_own_curve_too(recorded: list[str], capsys: Capture) -> None:
     assert main(recorded) == 0
     said = capsys.readouterr().out
@@ -195,6 +212,7 @@ def test_what_differs_from_the_record_is_said(recorded: list[str], recipe: Path,
     assert main(recorded) == 0, "other images differ by the curve alone"
     said = capsys.readouterr().out
     assert "reproduced, with other images: some (seed 0)" in said
+    assert "WARNING: these are not the images that were recorded (images: " in said
     assert json.loads((recipe.parent / "run" / "reproduce.json").read_text())["other_images"] is True
     assert "differs from the record: images: 20 here, 9469 recorded" in said
 
@@ -240,7 +258,8 @@ def test_a_record_holds_no_run_that_was_not_finite(recipe: Path, pretended: Pret
         (["--force"], "belong to --record"),
         (["--record", "0"], "one seed tells no spread"),
         (["--record", "0,0"], "each once"),
-        (["--record", "0,1", "--until", "3"], "leave out --until"),
+        (["--record", "0,1", "--until", "3"], "no --until, no --dry-run"),
+        (["--record", "0,1", "--dry-run"], "no --until, no --dry-run"),
         (["--record", "0,1", "--tolerance", "loss"], "QUANTITY=VALUE"),
         (["--until", "0"], "1 or more"),
         (["--until", "1"], "the first recorded point is that of step 2"),
@@ -271,4 +290,5 @@ def test_without_a_name_it_lists_what_is_recorded(
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"some +0, 1, 2 +1 +loss 4\.\d{3} +CPU: .+ threads?, fp32, torch ", lines[1])
-    assert lines[2] == "not recorded yet: other"
+    assert lines[2].startswith("minutes: of the steps alone")
+    assert lines[3] == "not recorded yet: other"

@@ -68,19 +68,29 @@ def test_the_signal_that_came_is_the_one_reported(processes: Processes, number: 
     assert child.child.poll() == STOPPED
 
 
-@pytest.mark.parametrize(
-    ("program", "numbers", "words"),
-    [
-        (FAILS, [signal.SIGTERM], "status 1; its last words:\n  up\n  the"),
-        (IGNORES, [signal.SIGINT] * 2, "SIGKILL"),
-    ],
-)
-def test_what_fails_or_is_killed_while_it_saves_is_an_error(
-    processes: Processes, program: str, numbers: list[int], words: str
-) -> None:
-    child = processes(program)
-    with pytest.raises(ReproduceError, match=words), sent_when(lambda: bool(child.words), *numbers):
+def test_what_fails_while_it_saves_is_an_error(processes: Processes) -> None:
+    child, words = processes(FAILS), "status 1; its last words:\n  up\n  the"
+    with pytest.raises(ReproduceError, match=words), sent_when(lambda: bool(child.words), signal.SIGTERM):
         child.run(lambda: False)
+
+
+def test_a_second_ctrl_c_stops_it_at_once_and_is_no_error(processes: Processes) -> None:
+    child, words = processes(IGNORES), "stopped at once; the same command continues the run from what it has saved"
+    with pytest.raises(Stopped, match=words) as stop, sent_when(lambda: bool(child.words), *[signal.SIGINT] * 2):
+        child.run(lambda: False)
+    assert stop.value.signal_number == signal.SIGINT
+
+
+def test_a_run_that_someone_else_kills_is_an_error(processes: Processes) -> None:
+    child = processes(SLEEP)
+
+    def kill() -> bool:
+        if child.words:
+            os.kill(child.child.process.pid, signal.SIGKILL)
+        return False
+
+    with pytest.raises(ReproduceError, match="ended with signal 9"):
+        child.run(kill)
 
 
 def test_what_cannot_be_said_is_read_all_the_same(processes: Processes) -> None:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +16,14 @@ from PIL import Image
 
 import study as script
 from franca.config import ConfigError, read_config
-from franca.eval.datasets import LAYOUTS
 from franca.eval.errors import EvalError
-from franca.eval.registry import PROTOCOLS
-from franca.train.config import load_config
-from rasa.config import RasaConfig
 from studies import running
+from studies.checks import require_runnable
 from studies.config import ColumnConfig, CurveConfig, RungConfig, StudyConfig, read_study
 from studies.plan import Task, plan, require_parts, with_needs
-from studies.results import Entry, StudyResults, difference, gather, missing, read
+from studies.results import Entry, StudyResults, difference, gather, missing, not_found, read
 from studies.running import Runner
-from studies.tables import FAILED, NOT_RUN, page, places_of, put_into
+from studies.tables import FAILED, NOT_FOUND, NOT_RUN, page, places_of, put_into
 from tests.programs import FAILS, IGNORES, OBEYS, SAVES, sent_when
 from tests.tiny import write_tiny
 
@@ -120,6 +116,8 @@ def test_another_recipe_under_the_same_name_is_another_task(tmp_path: Path) -> N
         ({"one": {"rasa": []}}, "rasa needs after"),
         ({"one": {"train": [], "scores": ["knn"]}}, "no 'knn' there"),
         ({"One": {"train": []}}, "names of rungs"),
+        ({"one": {"train": [], "seeds": []}}, r"rungs.one.seeds=\[\]: give one or more"),
+        ({"one": {"train": [], "seeds": [1, 1]}}, r"rungs.one.seeds=\[1, 1\]: .* each once"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(rungs: dict, says: str) -> None:
@@ -135,19 +133,27 @@ def test_a_folder_that_nobody_named_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 def test_every_command_of_a_shipped_study_can_be_run(file: Path, tmp_path: Path) -> None:
     """Its configurations load, its layouts, protocols and settings are there."""
-    for task in plan(read_study(file, []), tmp_path, ANYWHERE):
-        module, arguments = task.command[1], list(task.command[2:])
-        if module == "franca.eval":
-            entry = PROTOCOLS[arguments.pop(0)]
-            options = dict(pairwise(arguments))
-            assert options["--data"].partition(":")[0] in LAYOUTS
-            settings = [text for text in arguments if "=" in text and not text.startswith(("-", "/"))]
-            preset = entry.load().presets.get(options.get("--preset", ""), {})
-            read_config(entry.load().config, None, settings, preset)
-        else:
-            assert arguments.pop(0) == "--config"
-            reader = load_config if module == "franca.train" else lambda *given: read_config(RasaConfig, *given)
-            reader(arguments[0], arguments[1:])
+    require_runnable(plan(read_study(file, []), tmp_path, ANYWHERE))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"train": ["objective.kolo_weight=0"]}, "rung first, train: .*kolo_weight"),
+        ({"train": ["steps=-6"]}, "rung first, train: steps=-6"),
+        ({"rasa": ["round=2"]}, "rung third, rasa: .*round"),
+        ({"scores": {"score": ["posbias", "--data", "folder:{imagenette}"]}}, "invalid choice: 'posbias'"),
+        ({"scores": {"score": ["knn", "--data", "foldr:{imagenette}"]}}, "rung first, score: .*did you mean folder:"),
+        ({"scores": {"score": ["knn", "--data", "folder:{imagenette}", "k=20"]}}, "rung first, score: .*Key 'k'"),
+        ({"scores": {"score": ["knn", "--data", "folder:{imagenette}", "--slice", "d/x"]}}, "--slice d/x: give d"),
+    ],
+)
+def test_what_a_task_could_not_do_is_said_before_anything_runs(
+    changes: dict, says: str, tmp_path: Path, capsys
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        require_runnable(plan(small_study(**changes), tmp_path, ANYWHERE))
+    assert capsys.readouterr().err == "", "said once, by the error"
 
 
 def tasks_of(folder: Path, *programs: str) -> list[Task]:
@@ -380,14 +386,26 @@ def test_what_was_scored_needs_its_training_no_more(tmp_path: Path) -> None:
 def test_the_table_shows_spread_and_what_was_not_run(tmp_path: Path) -> None:
     config, results = finished_study(tmp_path)
     lines = page(config, results).splitlines()
-    assert f"| first | 40.5 ± 0.7 | {NOT_RUN} | 2 | 1.5 |" in lines
+    assert f"| first | 40.5 ± 0.7 | {NOT_FOUND} | 2 | 1.5 |" in lines
     assert f"| third | {NOT_RUN} |  | 0 of 2 |  |" in lines  # it trains nothing: no loss to be asked for
     assert "| second against first | +2.2 ± 0.4 |  |" in lines  # of two seeds, 12.7 standard errors would be needed
     assert lines[-1] == "Run on CPU, bf16 (torch 2.14; commit abc)."
     more = replace(config, seeds=[0, 1, 2])
-    assert f"| first | 40.5 ± 0.7 | {NOT_RUN} | 2 of 3 | 1.5 |" in page(more, results).splitlines()
+    assert f"| first | 40.5 ± 0.7 | {NOT_FOUND} | 2 of 3 | 1.5 |" in page(more, results).splitlines()
     results.entries.append(Entry("first", 2, "train", "", 0, 1.5, {"loss": {"d": 9.0}}))
     assert "| first | 40.5 ± 0.7 (2) | 9.0 (1) | 3 | 1.5 |" in page(more, results).splitlines()
+
+
+def test_a_number_that_finished_tasks_do_not_have_is_told_with_those_that_they_have(tmp_path: Path) -> None:
+    config, _ = finished_study(tmp_path)
+    tasks = plan(config, tmp_path, ANYWHERE)
+    (tasks[0].output / "metrics.jsonl").write_text('{"step": 1, "koleo": 0.1}\n')
+    assert not_found(replace(config, columns={"score": config.columns["score"]}), tasks) == []
+    asked = {**config.columns, "mean": replace(config.columns["score"], settings={"k": 7})}
+    assert not_found(replace(config, columns=asked), tasks) == [
+        "columns.loss: no 'loss' in what training gave; there are koleo, step",
+        "columns.mean: no 'top1' k=7 in what score gave; there are top1 k=10 voting=soft, top1 k=20 voting=soft",
+    ]
 
 
 def test_a_rung_is_compared_with_each_that_it_names(tmp_path: Path) -> None:
@@ -499,6 +517,8 @@ def test_only_the_rungs_asked_for_and_those_they_begin_with(tmp_path: Path, caps
         (["--only", "cyclic", "--seeds", "7", "0"], "--seeds 7: cyclic has 0 1 2"),
         (["--only", "cyclic", "pixels", "--seeds", "1"], "--seeds 1: pixels has 0"),
         (["--seeds", "3"], "the study has 0 1 2"),
+        (["seeds=[]"], "seeds=[]: give one or more"),
+        (["train=[steps=-6]"], "rung dinov2, train: steps=-6"),
         (["--data", "imagenette=FOLDER/train"], "'data.path={imagenette}/train' needs 'train' in it"),
     ],
 )
@@ -513,6 +533,14 @@ def test_what_would_run_nothing_or_fail_is_refused_in_a_dry_run(
     ]
     assert script.main([*study, *(text.replace("FOLDER", str(tmp_path)) for text in arguments)]) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--jobs", "0"], ["--minutes", "-1"]])
+def test_no_process_and_no_time_are_refused(wrong: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        script.parse_arguments(["study.yaml", "runs", *wrong])
+    assert stop.value.code == 2
+    assert " ".join(wrong) in capsys.readouterr().err
 
 
 def test_a_study_that_is_not_there_and_a_folder_under_another_name_are_told_with_what_there_is(

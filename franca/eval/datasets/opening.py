@@ -28,7 +28,7 @@ def open_split(data: str, split: str | None, role: Role, kind: str) -> OpenedSpl
     Raises:
         EvalError: the layout or split doesn't exist, is of another kind, or the folder looks otherwise.
     """
-    name, path = _parse(data)
+    name, path = layout_of(data)
     layout = LAYOUTS[name]
     if kind not in (layout.kind, "images"):
         raise EvalError(f"{data!r} is a data set of {layout.kind}, and {kind} is needed: choose {_of_kind(kind)}")
@@ -102,8 +102,8 @@ def _beginning(file: str) -> bytes:
         return b""
 
 
-def _parse(data: str) -> tuple[str, Path]:
-    """Layout and folder."""
+def layout_of(data: str) -> tuple[str, Path]:
+    """Name of the layout, and folder, of what ``--data`` takes. Raises EvalError where there is no such layout."""
     name, colon, rest = data.partition(":")
     if name in LAYOUTS and colon:
         if not rest:

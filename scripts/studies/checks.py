@@ -1,0 +1,56 @@
+"""Whether the commands of a study can be carried out, as far as is to be seen without running them."""
+
+import argparse
+import io
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stderr
+
+import rasa.train
+from franca.config import ConfigError, read_config
+from franca.eval import __main__ as evaluation
+from franca.eval.command import question_of
+from franca.eval.datasets import layout_of
+from franca.eval.errors import EvalError
+from franca.eval.evaluate import configure
+from franca.train import __main__ as training
+from franca.train.config import load_config
+from rasa.config import RasaConfig
+from studies.plan import Task
+
+Parser = Callable[[list[str]], argparse.Namespace]
+
+
+def require_runnable(tasks: Iterable[Task]) -> None:
+    """Raises ConfigError for keys, values, a protocol or a layout that don't exist; looks at one seed of each."""
+    seen = set()
+    for task in tasks:
+        if (task.rung, task.kind) not in seen:
+            seen.add((task.rung, task.kind))
+            try:
+                _check(task.command)
+            except (ConfigError, EvalError, ValueError) as error:
+                raise ConfigError(f"rung {task.rung}, {task.kind}: {error}") from None
+
+
+def _check(command: Sequence[str]) -> None:
+    _, module, *arguments = command
+    if module == "franca.train":
+        options = _parsed(training.parse_arguments, arguments)
+        load_config(options.config, options.overrides)
+    elif module == "rasa.train":
+        options = _parsed(rasa.train.parse_arguments, arguments)
+        read_config(RasaConfig, options.config, options.overrides)
+    else:
+        question = question_of(_parsed(evaluation.parse_arguments, arguments))
+        configure(question)
+        layout_of(question.data)
+
+
+def _parsed(parse: Parser, arguments: list[str]) -> argparse.Namespace:
+    """As the command itself would; its error as ConfigError."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return parse(arguments)
+    except SystemExit:
+        raise ConfigError(said.getvalue().strip().rpartition("error: ")[2]) from None
