@@ -66,8 +66,8 @@ class SkipLog:
     def _judge(self, origin: str) -> None:
         if self.loads >= self.loads_before_verdict and self.broken > self.max_share * self.loads:
             raise TooManyBrokenFiles(
-                f"{self.broken} of {self.loads} files read{origin} ({self.broken / self.loads:.0%}) are broken, more "
-                f"than data.max_broken_share={self.max_share} allows: repair or remove them, or raise the limit. "
+                f"{self.broken} of {self.loads} reads of a file{origin} failed ({self.broken / self.loads:.2%}), more "
+                f"than data.max_broken_share={self.max_share} allows: repair or remove such files, or raise the limit. "
                 f"The first: {listed(self.first)}"
             )
 

@@ -11,6 +11,7 @@ from franca.objective import StudentTeacher
 from franca.train.config import TrainConfig
 
 SMALLEST_TESTED_BATCH = 32  # the quickstart's
+FEW_IMAGES, MANY_PASSES = 1000, 100  # so few, taken so often, are learned by heart by a network from scratch
 
 
 def opening_lines(
@@ -34,8 +35,8 @@ def opening_lines(
             f"WARNING: effective batch {batch} is below {SMALLEST_TESTED_BATCH}, the smallest that was tested; "
             "raise data.batch_size or accumulate"
         )
-    if not isinstance(source, Shards | Mixture) and len(source) < batch:
-        lines.append(_few_images(len(source), config))
+    if not isinstance(source, Shards | Mixture):
+        lines += _few_images(len(source), config)
     trouble = compiler_trouble(device) if config.parallel.compile is None and device.type != "cpu" else ""
     if trouble:
         lines.append(f"blocks are not compiled, which makes steps slower: {trouble}")
@@ -48,6 +49,13 @@ def opening_lines(
     return lines
 
 
-def _few_images(count: int, config: TrainConfig) -> str:
+def _few_images(count: int, config: TrainConfig) -> list[str]:
+    passes = config.steps * config.effective_batch / count
+    by_heart = count < FEW_IMAGES and passes > MANY_PASSES and not config.init_from
+    if not by_heart and count >= config.effective_batch:
+        return []
     enough = "" if config.init_from else "; a network from scratch needs some thousand (docs/first_run.md)"
-    return f"WARNING: {count} images are fewer than a step takes ({config.effective_batch}): it repeats some{enough}"
+    said = (
+        f"WARNING: {count} images, {config.effective_batch} a step, each taken {passes:,.0f} times in the run{enough}"
+    )
+    return [said]

@@ -47,8 +47,21 @@ def test_no_word_where_every_device_works_or_none_was_wanted(
     assert idle_warnings(device, visible, processes) == []
 
 
-@pytest.mark.parametrize(("batch", "warned"), [(20, False), (21, True)])
-def test_fewer_images_than_a_step_takes_are_said(tiny: Callable[..., TrainConfig], batch: int, warned: bool) -> None:
-    config = tiny(f"data.batch_size={batch}", "accumulate=1")
-    lines = opening_lines(config, build_pair(config), torch.device("cpu"), None, build_source(config))
-    assert any("20 images are fewer than a step takes (21)" in line for line in lines) == warned
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["data.batch_size=20", "steps=100"], ""),
+        (["data.batch_size=20", "steps=101"], "20 images, 20 a step, each taken 101 times in the run; a network from"),
+        (["data.batch_size=21", "steps=20"], "20 images, 21 a step, each taken 21 times in the run; a network from"),
+        (["data.batch_size=20", "steps=101", "init_from=some"], ""),
+        (
+            ["data.batch_size=21", "steps=20", "init_from=some"],
+            "20 images, 21 a step, each taken 21 times in the run\n",
+        ),
+    ],
+)
+def test_few_images_taken_often_are_said(tiny: Callable[..., TrainConfig], overrides: list[str], says: str) -> None:
+    config = tiny(*overrides, "accumulate=1")
+    said = "\n".join(opening_lines(config, build_pair(config), torch.device("cpu"), None, build_source(config))) + "\n"
+    assert says in said
+    assert (" times in the run" in said) == bool(says)
