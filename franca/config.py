@@ -12,7 +12,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 Schema = TypeVar("Schema")
 BOOLEAN, FLOAT, TIMESTAMP = (f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "timestamp"))
-NUMBERS = {"Integer": "a whole number", "Float": "a number"}  # as OmegaConf calls them -> in words
+# what OmegaConf says -> what to give
+WANTED = {
+    "converted to Integer": "a whole number",
+    "converted to Float": "a number",
+    "not a ListConfig": "a list, such as [a, b]",
+}
 
 
 class ConfigError(ValueError):
@@ -57,7 +62,7 @@ def _errors_from(source: str) -> Iterator[None]:
     except OmegaConfBaseException as error:
         key = f" (key {error.full_key})" if error.full_key else ""
         said = str(error).splitlines()[0]
-        wanted = next((f"; give {what}" for kind, what in NUMBERS.items() if said.endswith(f"converted to {kind}")), "")
+        wanted = next((f"; give {what}" for words, what in WANTED.items() if words in said), "")
         raise ConfigError(f"{source}{key}: {said}{wanted}") from None
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source}: can't be read as YAML: {' '.join(str(error).split())}") from None

@@ -6,10 +6,11 @@
 STUDY is a YAML file such as configs/studies/ladder_cpu.yaml. Every training, RASA run and score is a process of its own
 with its own folder below FOLDER. What is finished there is not run again, and what was stopped, by --minutes, Ctrl-C,
 SIGTERM or a terminal that closes, goes on: the same command in stretches of any length comes to the same end, with
-status 3 while there is more to do; what failed is tried again. Numbers that are not there yet read "not run", or
-"failed". FOLDER has all numbers, seed by seed (STUDY.json), the tables (.md) and a picture (.png). --results FILE takes
-the numbers from one machine to the next: what FILE has of the same tasks is not run again, and it and the picture
-beside it are renewed; what it has of other seeds, or of other versions of the study, stays in it.
+status 3 while there is more to do; what failed is tried again. Numbers that are not there yet read "not run", "failed",
+or "not found" where a score has none of that name, which ends with status 2. FOLDER has all numbers, seed by seed
+(STUDY.json), the tables (.md) and a picture (.png). --results FILE takes the numbers from one machine to the next: what
+FILE has of the same tasks is not run again, and it and the picture beside it are renewed; what it has of other seeds,
+or of other versions of the study, stays in it.
 """
 
 import argparse
@@ -58,10 +59,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "overrides", nargs="*", default=[], metavar="key=value", help="over the study's file, such as seeds=[0]"
     )
     options = parser.parse_intermixed_args(arguments)
-    if options.jobs < 1 or options.minutes < 0:
-        parser.error(
-            f"--jobs {options.jobs} --minutes {options.minutes:g}: give at least one process, and no less time than 0"
-        )
+    if options.jobs < 1:
+        parser.error(f"--jobs {options.jobs}: give one process or more")
+    if options.minutes < 0:
+        parser.error(f"--minutes {options.minutes:g}: give 0, to report without running, or more")
     return options
 
 
@@ -129,7 +130,7 @@ def report(options: argparse.Namespace, study: StudyConfig, tasks: Sequence[Task
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what is missing and report; see `Runner.run` for the exit status, 2 where the question is wrong."""
+    """Run what is missing and report; exit status as `Runner.run`, 2 where the question or a column is wrong."""
     options = parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     sleep_while_waiting()
@@ -155,9 +156,11 @@ def main(arguments: list[str] | None = None) -> int:
         with held(options.folder):
             before = len(with_needs(asked)) - len(wanted)
             status = Runner(wanted, options.jobs, 60 * options.minutes, place, before).run()
-            report(options, study, tasks, gather(study, tasks, recorded))
-        wrong = not_found(study, tasks)
-        print("".join(f"error: {words}\n" for words in wrong), end="", file=sys.stderr)
+            results = gather(study, tasks, recorded)
+            report(options, study, tasks, results)
+        wrong = not_found(study, tasks, results.of(tasks))
+        for words in wrong:
+            print(f"error: {words}", file=sys.stderr)
         return status or (2 if wrong else 0)
     except (ConfigError, EvalError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

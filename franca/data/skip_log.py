@@ -14,7 +14,7 @@ MILESTONES = (10, 100, 1000, 10_000)
 
 
 class SkipLog:
-    """Counts files read and files skipped, logs the first names, and stops a run that skips too many.
+    """Counts reads of files and those that failed, logs the first names, and stops a run that skips too many.
 
     loads, broken: attempts to read a file, and those that failed. first: the first distinct files that failed.
     shards: whole shards that gave nothing; how many may do so is judged where they are read.
@@ -61,7 +61,7 @@ class SkipLog:
         elif not file.is_shard and self.first[-1] is file:
             logger.warning("skipped %s: %s", file.name, file.reason)
         elif not file.is_shard and (self.broken in MILESTONES or self.broken % MILESTONES[-1] == 0):
-            logger.warning("skipped %d of %d files read so far", self.broken, self.loads)
+            logger.warning("%d of %d reads failed so far", self.broken, self.loads)
 
     def _judge(self, origin: str) -> None:
         if self.loads >= self.loads_before_verdict and self.broken > self.max_share * self.loads:

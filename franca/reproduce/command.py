@@ -1,7 +1,6 @@
 """What `python -m franca.reproduce` does once its arguments are read."""
 
 import argparse
-import shlex
 import signal
 import sys
 from contextlib import suppress
@@ -18,7 +17,7 @@ from franca.reproduce.machine import differences, other_images
 from franca.reproduce.recipe import Recipe, find_recipe, learned
 from franca.reproduce.record import GIVEN, NONE, Record, changed_since, evaluated_on, read_record
 from franca.reproduce.recording import record_seeds, summary
-from franca.reproduce.report import Outcome, as_data, point_line, table, verdict
+from franca.reproduce.report import Outcome, as_data, differing_lines, point_line, table, verdict
 from franca.reproduce.run import RESULT, FolderOfRun
 
 REPRODUCED, DIFFERS, ERROR = 0, 1, 2
@@ -79,12 +78,12 @@ def _reproduce(recipe: Recipe, overrides: list[str], until: int | None, dry_run:
             f"--until {until}: {recipe.name} has {run.config.steps} steps; without --until all are run"
         )
     run.require_same()
+    watcher = _Watcher(record, run, until, wanted)
     if dry_run:
-        _say("\n".join(_plan_lines(record, run, until, len(wanted))))
+        _say("\n".join(_plan_lines(record, run, until, watcher)))
         return REPRODUCED
     if others := other_images(record.facts, run.begun_with):
         _say(f"WARNING: these are not the images that were recorded ({'; '.join(others)}): its curve may be another")
-    watcher = _Watcher(record, run, until, wanted)
     if watcher.look():
         _say(f"nothing was trained: {run.output} holds the run already, up to there")
     else:
@@ -92,17 +91,18 @@ def _reproduce(recipe: Recipe, overrides: list[str], until: int | None, dry_run:
     return _conclude(record, run, until, watcher)
 
 
-def _plan_lines(record: Record, run: FolderOfRun, until: int | None, points: int) -> list[str]:
+def _plan_lines(record: Record, run: FolderOfRun, until: int | None, watcher: "_Watcher") -> list[str]:
     """What would be run and compared, and what differs from the record by now."""
     steps, reached = run.config.steps, max((line["step"] for line in run.lines()), default=0)
-    return [
-        f"{record.recipe}, seed {run.config.seed}: up to step {until or steps} of {steps} in {run.output}, which has "
-        + (f"reached step {reached}" if reached else "not begun"),
-        f"  {shlex.join(['python', '-m', 'franca.train', *run.arguments])}",
-        f"{points} points are compared with seeds {', '.join(map(str, record.seeds))}, of which the steps of one run "
-        f"took {record.minutes:.0f} minutes there",
-        *(f"differs from the record: {words}" for words in differences(record.facts, run.begun_with)),
-    ]
+    name = f"{record.recipe}, seed {run.config.seed}"
+    points = f"{len(watcher.wanted)} points are compared with seeds {', '.join(map(str, record.seeds))}"
+    if watcher.all_there(run.curve()):
+        todo = f"{name}: nothing would be trained, {run.output} holds the run up to step {reached}"
+    else:
+        begun = f"from step {reached} on" if reached else "from the beginning"
+        todo = f"{name}: {begun} up to step {until or steps} of {steps}, in {run.output}"
+        points += f"; the steps of a whole run took {record.minutes:.0f} minutes there"
+    return [todo, points, *differing_lines(run.made_elsewhere, differences(record.facts, run.begun_with))]
 
 
 def _planned(recipe: Recipe, record: Record, overrides: list[str]) -> FolderOfRun:
@@ -156,7 +156,11 @@ class _Watcher:
                 if point.step not in before.get(point.quantity, {}):
                     with suppress(OSError):  # the terminal is gone; the run may still have to save
                         _say(point_line(point, self.record))
-        return all(step in self.curve.get(name, {}) for step, name in self.wanted)
+        return self.all_there(self.curve)
+
+    def all_there(self, curve: Curve) -> bool:
+        """Whether a curve holds all recorded points."""
+        return all(step in curve.get(name, {}) for step, name in self.wanted)
 
 
 def _conclude(record: Record, run: FolderOfRun, until: int | None, watcher: _Watcher) -> int:

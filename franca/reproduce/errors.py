@@ -17,6 +17,6 @@ class Stopped(Exception):
     def __init__(self, signal_number: int, passed_on: bool = False, at_once: bool = False) -> None:
         told = ", passed on to the run as SIGTERM" if passed_on and signal_number != signal.SIGTERM else ""
         how = f"by {signal.Signals(signal_number).name}{told}"
-        where = " from what it has saved before" if at_once else ""
+        where = " from the last state that it saved, or begins anew" if at_once else ""
         super().__init__(f"stopped {'at once' if at_once else how}; the same command continues the run{where}")
         self.signal_number = signal_number

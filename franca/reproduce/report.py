@@ -45,7 +45,12 @@ class Outcome:
     @property
     def answer(self) -> str:
         """In a word, and a warning where it is of other images."""
-        return ("reproduced" if self.reproduced else "differs") + (", with other images" if self.other_images else "")
+        return self.verdict + (", with other images" if self.other_images else "")
+
+    @property
+    def verdict(self) -> str:
+        """In one word."""
+        return "reproduced" if self.reproduced else "differs"
 
     @property
     def points(self) -> list[Point]:
@@ -83,15 +88,17 @@ def verdict(outcome: Outcome) -> list[str]:
         lines.append("one point of each: so short a check finds what is grossly wrong, and nothing else")
     if outcome.own is not None:
         lines.append(f"from the recorded curve of seed {outcome.seed} itself: at most {outcome.own:.2g} tolerances off")
-    if outcome.made_elsewhere:
-        lines.append(
-            "the run was made elsewhere, not begun by this command: its code, torch, device and images are unknown"
-        )
-    else:
-        lines += [f"differs from the record: {words}" for words in outcome.differences]
+    lines += differing_lines(outcome.made_elsewhere, outcome.differences)
     if not outcome.reproduced and not outcome.differences:
         lines.append("all that the record states is the same here: look at what was changed without being stated")
     return lines
+
+
+def differing_lines(made_elsewhere: bool, differences: Sequence[str]) -> list[str]:
+    """In which way a run differs from the record's, as far as that is known."""
+    if made_elsewhere:
+        return ["the run was made elsewhere, not begun by this command: its code, torch, device and images are unknown"]
+    return [f"differs from the record: {words}" for words in differences]
 
 
 def as_data(outcome: Outcome) -> dict[str, Any]:
@@ -100,7 +107,7 @@ def as_data(outcome: Outcome) -> dict[str, Any]:
         "recipe": outcome.record.recipe,
         "seed": outcome.seed,
         "recorded_seeds": list(outcome.record.seeds),
-        "verdict": "reproduced" if outcome.reproduced else "differs",
+        "verdict": outcome.verdict,
         "steps": outcome.steps,
         "until": outcome.until,
         "made_elsewhere": outcome.made_elsewhere,

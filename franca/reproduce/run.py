@@ -34,11 +34,6 @@ class FolderOfRun:
         """The folder."""
         return Path(self.config.output)
 
-    @property
-    def arguments(self) -> list[str]:
-        """Of franca.train."""
-        return ["--config", str(self.recipe.file), *self.overrides]
-
     def lines(self) -> list[dict[str, Any]]:
         """Of its metrics.jsonl so far."""
         return read_metrics(self.output / "metrics.jsonl")
@@ -118,4 +113,4 @@ class FolderOfRun:
                 noted = True
             return enough()
 
-        TrainingProcess(self.arguments, say).run(look)
+        TrainingProcess(["--config", str(self.recipe.file), *self.overrides], say).run(look)

@@ -35,8 +35,8 @@ def opening_lines(
             f"WARNING: effective batch {batch} is below {SMALLEST_TESTED_BATCH}, the smallest that was tested; "
             "raise data.batch_size or accumulate"
         )
-    if not isinstance(source, Shards | Mixture):
-        lines += _few_images(len(source), config)
+    if not isinstance(source, Shards | Mixture) and (few := few_images(len(source), config)):
+        lines.append(f"WARNING: {few}")
     trouble = compiler_trouble(device) if config.parallel.compile is None and device.type != "cpu" else ""
     if trouble:
         lines.append(f"blocks are not compiled, which makes steps slower: {trouble}")
@@ -49,13 +49,14 @@ def opening_lines(
     return lines
 
 
-def _few_images(count: int, config: TrainConfig) -> list[str]:
-    passes = config.steps * config.effective_batch / count
-    by_heart = count < FEW_IMAGES and passes > MANY_PASSES and not config.init_from
-    if not by_heart and count >= config.effective_batch:
-        return []
-    enough = "" if config.init_from else "; a network from scratch needs some thousand (docs/first_run.md)"
-    said = (
-        f"WARNING: {count} images, {config.effective_batch} a step, each taken {passes:,.0f} times in the run{enough}"
-    )
-    return [said]
+def few_images(count: int, config: TrainConfig) -> str:
+    """What is wrong with a run on so few, and what to do; "" where nothing is."""
+    taken = config.steps * config.effective_batch / count
+    if count < FEW_IMAGES and taken > MANY_PASSES and not config.init_from:
+        return (
+            f"{count} images, each taken {taken:,.0f} times in the run, which a network from scratch learns by heart: "
+            "it needs some thousand, or published weights to begin with, init_from= (docs/first_run.md)"
+        )
+    if count < config.effective_batch:
+        return f"{count} images are fewer than a step takes ({config.effective_batch}): lower data.batch_size"
+    return ""

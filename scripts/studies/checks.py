@@ -3,15 +3,16 @@
 import argparse
 import io
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 
 import rasa.train
 from franca.config import ConfigError, read_config
 from franca.eval import __main__ as evaluation
 from franca.eval.command import question_of
-from franca.eval.datasets import layout_of
+from franca.eval.datasets import LAYOUTS, layout_of
 from franca.eval.errors import EvalError
 from franca.eval.evaluate import configure
+from franca.eval.registry import PROTOCOLS
 from franca.train import __main__ as training
 from franca.train.config import load_config
 from rasa.config import RasaConfig
@@ -28,7 +29,7 @@ def require_runnable(tasks: Iterable[Task]) -> None:
             seen.add((task.rung, task.kind))
             try:
                 _check(task.command)
-            except (ConfigError, EvalError, ValueError) as error:
+            except (ConfigError, EvalError) as error:
                 raise ConfigError(f"rung {task.rung}, {task.kind}: {error}") from None
 
 
@@ -43,14 +44,18 @@ def _check(command: Sequence[str]) -> None:
     else:
         question = question_of(_parsed(evaluation.parse_arguments, arguments))
         configure(question)
-        layout_of(question.data)
+        layout, _ = layout_of(question.data)
+        needed, given = PROTOCOLS[question.protocol].kind, LAYOUTS[layout].kind
+        if needed not in (given, "images"):
+            raise EvalError(f"--data {question.data} is a data set of {given}, and {question.protocol} needs {needed}")
 
 
 def _parsed(parse: Parser, arguments: list[str]) -> argparse.Namespace:
     """As the command itself would; its error as ConfigError."""
     said = io.StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(said), redirect_stdout(said):
             return parse(arguments)
-    except SystemExit:
-        raise ConfigError(said.getvalue().strip().rpartition("error: ")[2]) from None
+    except SystemExit as end:
+        why = said.getvalue().strip().rpartition("error: ")[2] if end.code else f"{' '.join(arguments)} runs nothing"
+        raise ConfigError(why) from None

@@ -101,10 +101,10 @@ class StudyConfig:
                 raise ConfigError(f"{name!r}: names of rungs, scores and columns are of a-z, 0-9 and _")
         self._check_seeds("seeds", self.seeds)
         for name, rung in self.rungs.items():
-            self._check_seeds(f"rungs.{name}.seeds", self.seeds if rung.seeds is None else rung.seeds)
+            self._check_seeds(f"rungs.{name}.seeds", self.seeds_of(name))
             earlier = list(self.rungs)[: list(self.rungs).index(name)]
             self._check_names(f"rungs.{name}.after", [rung.after] if rung.after else [], earlier)
-            self._check_names(f"rungs.{name}.against", rung.against, list(self.rungs))
+            self._check_names(f"rungs.{name}.against", rung.against, [other for other in self.rungs if other != name])
             self._check_names(f"rungs.{name}.scores", rung.scores or [], list(self.scores))
             if rung.rasa is not None and not rung.after:
                 raise ConfigError(f"rungs.{name}: rasa needs after, the rung whose network it changes")
@@ -124,6 +124,8 @@ class StudyConfig:
         for name in given:
             if name not in known:
                 raise ConfigError(f"{key}: no {name!r} there; choose of {', '.join(known) or 'none'}")
+            if given.count(name) > 1:
+                raise ConfigError(f"{key}: {name!r} stands there twice")
 
     def texts(self) -> Iterator[str]:
         """All overrides and arguments of scores, in which {NAME} may stand."""

@@ -13,9 +13,10 @@ from studies.results import StudyResults, mean_and_spread, slices_of
 
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 ABREAST = 3  # panels
-TITLE = 34  # characters of a panel's line
-HEAD = 8.5  # characters of an inch of the head line
-LEAST_SPAN = 0.05  # of an axis, seen from its numbers' size: what differs by less looks alike
+PANEL, LINE, CHARACTER = 3.9, 0.27, 0.07  # inches: width, a row's height, width of a label's character
+TITLE = 34  # characters of a panel's title in a line
+LEGEND = 0.085  # of a panel's height, for each of its lines
+LEAST_SPAN = 0.05  # share of its largest number that an axis spans at least, so that what hardly differs looks alike
 
 
 def draw(path: Path, study: StudyConfig, results: StudyResults) -> bool:
@@ -29,10 +30,9 @@ def draw(path: Path, study: StudyConfig, results: StudyResults) -> bool:
     abreast = 2 if count == 4 else min(count, ABREAST)
     down = -(-count // abreast)
     longest = max(len(study.rungs[name].label or name) for name in rungs)
-    width = 3.9 * abreast + 0.07 * longest
-    head = textwrap.wrap(f"{study.title} (dots: seeds, bars: their mean)", int(HEAD * width))
-    with figure(path, width, 0.4 + 0.3 * len(head) + down * (1.3 + 0.27 * max(len(rungs), 5))) as drawn:
-        head_line(drawn, "\n".join(head))
+    high = 1.0 + down * (1.3 + LINE * max(len(rungs), 5))  # with two lines of title
+    with figure(path, PANEL * abreast + CHARACTER * longest, high) as drawn:
+        head_line(drawn, f"{study.title} (dots: seeds, bars: their mean)")
         places = drawn.subplots(down, abreast, squeeze=False).flatten()
         for place in places[count:]:
             place.set_visible(False)
@@ -89,5 +89,5 @@ def _over_slices(axis: Axes, study: StudyConfig, results: StudyResults, curve: C
     axis.set_xticks(range(len(slices)), slices)
     axis.set_title(curve.title, fontsize=11)
     low, high = axis.get_ylim()
-    axis.set_ylim(low - 0.085 * len(lines) * (high - low), high)  # room for the legend
+    axis.set_ylim(low - LEGEND * len(lines) * (high - low), high)  # room for the legend
     axis.legend(loc="lower left", fontsize=8.5)

@@ -98,8 +98,7 @@ class StudyResults:
 
     def ran(self, rung: str, score: str) -> bool:
         """Whether a task has finished that could have given such a number."""
-        kind = "train" if score == TRAINING else score
-        return any(entry.rung == rung and entry.kind == kind for entry in self.entries)
+        return any(entry.rung == rung and entry.kind == kind_of(score) for entry in self.entries)
 
     def failed_seeds(self, rung: str, score: str | None = None) -> set[int]:
         """Seeds of which a task of the rung failed; with ``score``: one that its numbers need."""
@@ -164,29 +163,37 @@ def gather(study: StudyConfig, tasks: Sequence[Task], recorded: StudyResults) ->
     return StudyResults(entries, places, sorted((task for task in failed.values() if task not in done), key=place_of))
 
 
-def not_found(study: StudyConfig, tasks: Sequence[Task]) -> list[str]:
-    """Columns that ask for a number which finished tasks don't have, in words, with those that they have."""
+def not_found(study: StudyConfig, tasks: Sequence[Task], results: StudyResults) -> list[str]:
+    """Columns that ask for a number which no finished task has, in words, with those that there are."""
     said = []
     for name, column in study.columns.items():
-        kind = "train" if column.score == TRAINING else column.score
-        done = [task for task in tasks if task.finished and task.kind == kind]
-        if done and not any(_values(task, column) for task in done):
-            asked = " ".join([repr(column.metric), *(f"{key}={value}" for key, value in column.settings.items())])
-            said.append(
-                f"columns.{name}: no {asked} in what {column.score} gave; there are {', '.join(_there(done[0]))}"
+        kind = kind_of(column.score)
+        finished = [entry for entry in results.entries if entry.kind == kind]
+        if finished and not any(column.slice in entry.values.get(name, {}) for entry in finished):
+            asked = " ".join(
+                [column.metric, *(f"{key}={value}" for key, value in column.settings.items()), column.slice]
             )
+            there = next((_there(task) for task in tasks if task.finished and task.kind == kind), None)
+            advice = (
+                "it was recorded without, and its folder is not here: leave out --results, or remove its entries there"
+                if there is None
+                else f"there are {', '.join(there)}"
+                if there
+                else "it has none"
+            )
+            said.append(f"columns.{name}: no {asked} in what {column.score} gave; {advice}")
     return said
 
 
 def _there(task: Task) -> list[str]:
-    """Numbers that a finished task has, with the settings that tell them apart."""
+    """Numbers that a finished task has, with the settings and slices that tell them apart."""
     if task.kind == "train":
         return sorted({name for line in read_metrics(task.output / "metrics.jsonl") for name in line})
-    file = results_file(task)
-    return list(dict.fromkeys(
-        " ".join([score["metric"], *(f"{key}={value}" for key, value in score["settings"].items())])
-        for score in (read_results(file)["scores"] if file else [])
-    ))  # fmt: skip
+    slices: dict[str, list[str]] = {}
+    for score in _scores(task):
+        settings = (f"{key}={value}" for key, value in score["settings"].items())
+        slices.setdefault(" ".join([score["metric"], *settings]), []).append(score["slice"])
+    return [f"{name} {', '.join(dict.fromkeys(given))}" for name, given in slices.items()]
 
 
 def missing(tasks: Sequence[Task], asked: Sequence[Task], recorded: StudyResults) -> list[Task]:
@@ -198,19 +205,30 @@ def missing(tasks: Sequence[Task], asked: Sequence[Task], recorded: StudyResults
 def _values(task: Task, column: ColumnConfig) -> Values:
     """The column's number by slice, from what this task left; nothing where it is another's."""
     if task.kind == "train" and column.score == TRAINING:
-        logged = [line[column.metric] for line in read_metrics(task.output / "metrics.jsonl") if column.metric in line]
+        lines = read_metrics(task.output / "metrics.jsonl")
+        logged = [line[column.metric] for line in lines if line.get(column.metric) is not None]  # None: not finite
         return {column.slice: round(float(logged[-1]), 5)} if logged else {}
     if task.kind != column.score:
         return {}
-    file = results_file(task)
-    if file is None:
-        raise EvalError(f"{task.folder} is marked as finished and holds no results.json; remove it to score again")
     wanted = column.settings.items()
     return {
         score["slice"]: round(score["value"], 5)
-        for score in read_results(file)["scores"]
+        for score in _scores(task)
         if score["metric"] == column.metric and wanted <= score["settings"].items()
     }
+
+
+def _scores(task: Task) -> list[dict[str, Any]]:
+    file = results_file(task)
+    if file is None:
+        raise EvalError(f"{task.folder} is marked as finished and holds no results.json; remove it to score again")
+    scores: list[dict[str, Any]] = read_results(file)["scores"]
+    return scores
+
+
+def kind_of(score: str) -> str:
+    """Of the tasks that give a column's numbers."""
+    return "train" if score == TRAINING else score
 
 
 @dataclass(frozen=True)
@@ -244,7 +262,8 @@ def mean_and_spread(values: Mapping[int, float]) -> tuple[float, float | None]:
 
 def slices_of(lines: Lines) -> list[str]:
     """All slices of a curve's rungs, the widest first."""
-    return list(dict.fromkeys(slice_ for by_slice in lines.values() for slice_ in by_slice))
+    found = {slice_ for by_slice in lines.values() for slice_ in by_slice}
+    return sorted(found, key=lambda slice_: int(slice_.partition("/")[2] or 1))
 
 
 def _spread(values: Sequence[float]) -> float | None:

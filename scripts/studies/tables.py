@@ -61,7 +61,7 @@ def curve_table(study: StudyConfig, results: StudyResults, curve: CurveConfig) -
     rows = []
     for name, by_slice in lines.items():
         cells = [_spread_text(by_slice[slice_], digits) if slice_ in by_slice else "" for slice_ in slices]
-        rows.append([study.rungs[name].label or name, *cells, str(len(results.by_slice(name, curve.column)))])
+        rows.append([study.rungs[name].label or name, *cells, str(min(map(len, by_slice.values())))])
     return markdown([curve.title, *slices, "seeds"], rows)
 
 

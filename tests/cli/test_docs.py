@@ -484,7 +484,7 @@ def test_dataset_prep_states_the_limits_of_the_code() -> None:
     assert tuple(endings) == decode.EXTENSIONS
     assert f"no less than {decode.SHORT_SIDE_KEPT} pixels" in text
     assert f"about {decode.MAX_PIXELS / 1e6:.0f} megapixels" in text
-    assert f"`data.max_broken_share` of the files read ({DataConfig().max_broken_share} by" in text
+    assert f"`data.max_broken_share` of all reads ({DataConfig().max_broken_share} by" in text
     assert f"`data.crops.global_size`, {DataConfig().crops.global_size} pixels" in text
     shards = DataConfig().shards
     assert f"`data.shards.streams` ({shards.streams}) streams" in text

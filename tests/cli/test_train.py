@@ -162,7 +162,11 @@ EVALUATION = ("evaluation.every=1", "evaluation.image_size=28")
         (nothing, ["data.path={place}/missing"], r"data\.path='.*missing' does not exist"),
         (empty_folder, ["data.path={place}/empty"], r"data\.path='.*empty' holds no image"),
         (broken_folder, ["data.path={place}/broken"], r"none of the 3 tried can be read: 0\.jpg"),
-        (mostly_broken_folder, ["data.path={place}/mostly"], r"failed \(\d+\.\d\d%\), more than data\.max_broken_share=0\.1"),
+        (
+            mostly_broken_folder,
+            ["data.path={place}/mostly"],
+            r"failed \(\d+\.\d\d%\), more than data\.max_broken_share=0\.1",
+        ),
         (nothing, ["data.source=photographs", "data.path=middle"], r"data: data\.path='middle'.*train, test, all"),
         (nothing, [*EVALUATION, "evaluation.ks=[99]"], r"evaluation: k=\[99\] with 6 training images"),
         (

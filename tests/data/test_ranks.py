@@ -316,5 +316,7 @@ class TestMixture:
         (tmp_path / "few" / "1.png").write_bytes((layouts / "folder" / "1" / "1.png").read_bytes())
         parts = [PartConfig("folder", str(layouts / "folder"), 20.0), PartConfig("folder", str(tmp_path / "few"), 1.0)]
         (loader,) = _loaders(_config(source="mixture", parts=parts, batch_size=16), 1)
-        with pytest.raises(TooManyBrokenFiles, match=r"reads of a file from part 2 \(9 images\)|in a row cannot be read"):
+        with pytest.raises(
+            TooManyBrokenFiles, match=r"reads of a file from part 2 \(9 images\)|in a row cannot be read"
+        ):
             _take([loader], 60)

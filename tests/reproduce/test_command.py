@@ -49,17 +49,24 @@ def test_a_run_of_another_seed_is_reproduced(
 def test_a_dry_run_says_what_would_be_run_and_runs_nothing(
     recorded: list[str], pretended: Pretended, tmp_path: Path, capsys: Capture
 ) -> None:
-    capsys.readouterr()
-    assert main([*recorded, "seed=5", "--until", "6", "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert re.search(r"^some, seed 5: up to step 6 of \d+ in \S+, which has not begun$", said, re.MULTILINE)
-    assert f"-m franca.train --config {recorded[0]} output={tmp_path / 'run'} seed=5" in said
-    assert "15 points are compared with seeds 0, 1, 2" in said
+    def said(*more: str) -> list[str]:
+        capsys.readouterr()
+        assert main([*recorded, "seed=5", *more, "--dry-run"]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    first, points = said("--until", "6")
+    assert first == f"some, seed 5: from the beginning up to step 6 of 40, in {tmp_path / 'run'}"
+    assert points.startswith("15 points are compared with seeds 0, 1, 2; the steps of a whole run took")
     assert pretended.starts == 0
     assert not (tmp_path / "run").exists()
-    assert main([*recorded, "seed=5"]) == 0
-    assert main([*recorded, "seed=5", "--dry-run"]) == 0
-    assert "which has reached step" in capsys.readouterr().out
+    assert main([*recorded, "seed=5", "--until", "6"]) == 0
+    notes = tmp_path / "run" / "reproduce.json"
+    assert said("--until", "6")[0].startswith("some, seed 5: nothing would be trained, ")
+    assert re.match(r"some, seed 5: from step \d+ on up to step 40 of 40, in ", said()[0])
+    notes.unlink()
+    assert said()[2:] == [
+        "the run was made elsewhere, not begun by this command: its code, torch, device and images are unknown"
+    ]
     assert main(["--dry-run"]) == 2
 
 

@@ -116,6 +116,8 @@ def test_another_recipe_under_the_same_name_is_another_task(tmp_path: Path) -> N
         ({"one": {"rasa": []}}, "rasa needs after"),
         ({"one": {"train": [], "scores": ["knn"]}}, "no 'knn' there"),
         ({"One": {"train": []}}, "names of rungs"),
+        ({"one": {"train": [], "against": ["one"]}}, "rungs.one.against: no 'one' there"),
+        ({"one": {"train": []}, "two": {"train": [], "against": ["one", "one"]}}, "'one' stands there twice"),
         ({"one": {"train": [], "seeds": []}}, r"rungs.one.seeds=\[\]: give one or more"),
         ({"one": {"train": [], "seeds": [1, 1]}}, r"rungs.one.seeds=\[1, 1\]: .* each once"),
     ],
@@ -144,6 +146,8 @@ def test_every_command_of_a_shipped_study_can_be_run(file: Path, tmp_path: Path)
         ({"rasa": ["round=2"]}, "rung third, rasa: .*round"),
         ({"scores": {"score": ["posbias", "--data", "folder:{imagenette}"]}}, "invalid choice: 'posbias'"),
         ({"scores": {"score": ["knn", "--data", "foldr:{imagenette}"]}}, "rung first, score: .*did you mean folder:"),
+        ({"scores": {"score": ["knn", "--data", "segmentation_folder:{imagenette}"]}}, "knn needs classification"),
+        ({"scores": {"score": ["knn", "--help"]}}, "rung first, score: knn --help .*runs nothing"),
         ({"scores": {"score": ["knn", "--data", "folder:{imagenette}", "k=20"]}}, "rung first, score: .*Key 'k'"),
         ({"scores": {"score": ["knn", "--data", "folder:{imagenette}", "--slice", "d/x"]}}, "--slice d/x: give d"),
     ],
@@ -397,23 +401,31 @@ def test_the_table_shows_spread_and_what_was_not_run(tmp_path: Path) -> None:
 
 
 def test_a_number_that_finished_tasks_do_not_have_is_told_with_those_that_they_have(tmp_path: Path) -> None:
-    config, _ = finished_study(tmp_path)
+    config, results = finished_study(tmp_path)
     tasks = plan(config, tmp_path, ANYWHERE)
-    (tasks[0].output / "metrics.jsonl").write_text('{"step": 1, "koleo": 0.1}\n')
-    assert not_found(replace(config, columns={"score": config.columns["score"]}), tasks) == []
-    asked = {**config.columns, "mean": replace(config.columns["score"], settings={"k": 7})}
-    assert not_found(replace(config, columns=asked), tasks) == [
-        "columns.loss: no 'loss' in what training gave; there are koleo, step",
-        "columns.mean: no 'top1' k=7 in what score gave; there are top1 k=10 voting=soft, top1 k=20 voting=soft",
+    score = config.columns["score"]
+    assert not_found(replace(config, columns={"score": score}), tasks, results) == []
+    (tasks[0].output / "metrics.jsonl").write_text('{"step": 1, "koleo": 0.1, "loss": null}\n')
+    asked = {**config.columns, "mean": replace(score, settings={"k": 7}), "narrow": replace(score, slice="d/4")}
+    config = replace(config, columns=asked)
+    there = "top1 k=10 voting=soft d, d/2, top1 k=20 voting=soft d, d/2"
+    assert not_found(config, tasks, gather(config, tasks, StudyResults())) == [
+        "columns.loss: no loss d in what training gave; there are koleo, loss, step",
+        f"columns.mean: no top1 k=7 d in what score gave; there are {there}",
+        f"columns.narrow: no top1 k=20 d/4 in what score gave; there are {there}",
     ]
+    elsewhere = not_found(config, plan(config, tmp_path / "elsewhere", ANYWHERE), results)
+    assert "columns.mean: no top1 k=7 d in what score gave; it was recorded without" in elsewhere[1]
 
 
 def test_a_rung_is_compared_with_each_that_it_names(tmp_path: Path) -> None:
     config, results = finished_study(tmp_path)
-    rungs = config.rungs | {"second": replace(config.rungs["second"], against=["first", "second"])}
+    rungs = config.rungs | {"again": config.rungs["first"]}
+    rungs["second"] = replace(rungs["second"], against=["first", "again"])
+    results.entries += [replace(entry, rung="again") for entry in results.entries if entry.rung == "second"]
     lines = page(replace(config, rungs=rungs), results).splitlines()
     assert "| second against first | +2.2 ± 0.4 |  |" in lines
-    assert "| second against second | +0.0 ± 0.0 |  |" in lines
+    assert "| second against first | +0.0 ± 0.0 |  |" in lines, "again bears the same label"
 
 
 def test_a_curve_is_a_table_of_all_slices(tmp_path: Path) -> None:
@@ -536,7 +548,7 @@ def test_what_would_run_nothing_or_fail_is_refused_in_a_dry_run(
 
 
 @pytest.mark.parametrize("wrong", [["--jobs", "0"], ["--minutes", "-1"]])
-def test_no_process_and_no_time_are_refused(wrong: list[str], capsys) -> None:
+def test_no_process_and_less_than_no_time_are_refused(wrong: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         script.parse_arguments(["study.yaml", "runs", *wrong])
     assert stop.value.code == 2

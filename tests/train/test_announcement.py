@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from franca.train import announcement
-from franca.train.announcement import opening_lines
+from franca.train.announcement import few_images, opening_lines
 from franca.train.build import build_pair, build_source
 from franca.train.config import TrainConfig
 
@@ -48,20 +48,26 @@ def test_no_word_where_every_device_works_or_none_was_wanted(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("count", "overrides", "says"),
     [
-        (["data.batch_size=20", "steps=100"], ""),
-        (["data.batch_size=20", "steps=101"], "20 images, 20 a step, each taken 101 times in the run; a network from"),
-        (["data.batch_size=21", "steps=20"], "20 images, 21 a step, each taken 21 times in the run; a network from"),
-        (["data.batch_size=20", "steps=101", "init_from=some"], ""),
-        (
-            ["data.batch_size=21", "steps=20", "init_from=some"],
-            "20 images, 21 a step, each taken 21 times in the run\n",
-        ),
+        (20, ["steps=100"], ""),
+        (20, ["steps=101"], "20 images, each taken 101 times in the run, which a network from scratch"),
+        (20, ["steps=101", "init_from=some"], ""),
+        (999, ["steps=10000"], "999 images, each taken 200 times"),
+        (1000, ["steps=10000"], ""),
+        (19, ["steps=19"], "19 images are fewer than a step takes (20): lower data.batch_size"),
+        (19, ["steps=1900", "init_from=some"], "19 images are fewer than a step takes"),
     ],
 )
-def test_few_images_taken_often_are_said(tiny: Callable[..., TrainConfig], overrides: list[str], says: str) -> None:
-    config = tiny(*overrides, "accumulate=1")
-    said = "\n".join(opening_lines(config, build_pair(config), torch.device("cpu"), None, build_source(config))) + "\n"
-    assert says in said
-    assert (" times in the run" in said) == bool(says)
+def test_few_images_taken_often_are_said(
+    tiny: Callable[..., TrainConfig], count: int, overrides: list[str], says: str
+) -> None:
+    said = few_images(count, tiny("data.batch_size=20", "accumulate=1", *overrides))
+    assert said.startswith(says)
+    assert bool(said) == bool(says)
+
+
+def test_few_images_are_said_at_the_start_of_a_run(tiny: Callable[..., TrainConfig]) -> None:
+    config = tiny("data.batch_size=21", "accumulate=1")
+    lines = opening_lines(config, build_pair(config), torch.device("cpu"), None, build_source(config))
+    assert "WARNING: 20 images are fewer than a step takes (21): lower data.batch_size" in lines

@@ -244,3 +244,8 @@ def test_every_shipped_configuration_builds(file: Path) -> None:
     warm = config.optimizer.freeze_backbone_steps + config.optimizer.warmup_steps
     assert schedules(warm).lr == pytest.approx(config.optimizer.peak_lr(config.effective_batch))
     assert schedules(config.steps).lr == config.optimizer.min_lr
+
+
+def test_a_word_where_a_list_belongs_is_told_how_to_give_one() -> None:
+    with pytest.raises(ConfigError, match=r"heads\.nesting.*; give a list, such as \[a, b\]"):
+        load_config(None, ["heads.nesting=half"])

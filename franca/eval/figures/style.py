@@ -1,5 +1,6 @@
 """One look for all figures: light background, readable text, colours that colour-blind readers can tell apart."""
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ ORANGE, SKY = "#E69F00", "#56B4E9"
 INK, MUTED, FAINT, PAPER = "#1F2933", "#66727F", "#DDE2E7", "#FFFFFF"
 LEVEL_COLOURS = (SKY, ORANGE, GREEN, VERMILION, BLUE)  # narrowest level first
 DPI = 160
+HEAD = 9.0  # characters of a head line in an inch
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same picture everywhere
@@ -60,6 +62,7 @@ def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def head_line(drawn: Figure, text: str, y: float | None = None) -> None:
-    """The title of a whole figure, at its upper left."""
+    """The title of a whole figure, at its upper left, in as many lines as its width needs."""
+    text = textwrap.fill(text, int(HEAD * drawn.get_figwidth()))
     place: dict[str, Any] = {} if y is None else {"y": y, "va": "top"}
     drawn.suptitle(text, x=0.012, ha="left", fontsize=12, fontweight="bold", **place)
