@@ -23,8 +23,8 @@ from franca.train.config import TrainConfig
 PACKAGE = Path(franca.__file__).resolve().parent
 UNKNOWN = "unknown"  # of a run that another command began
 OWN = "reproduce"  # the part that only watches a run
-# What a record holds of a run, besides its curve; the likeliest reasons of another curve first.
 IMAGES = ("images", "images_hash")
+# What a record holds of a run, besides its curve; the likeliest reasons of another curve first.
 FACTS = (*IMAGES, "precision", "torch", "device", "commit")
 
 

@@ -9,7 +9,7 @@ import rasa.train
 from franca.config import ConfigError, read_config
 from franca.eval import __main__ as evaluation
 from franca.eval.command import question_of
-from franca.eval.datasets import LAYOUTS, layout_of
+from franca.eval.datasets import layout_of
 from franca.eval.errors import EvalError
 from franca.eval.evaluate import configure
 from franca.eval.registry import PROTOCOLS
@@ -44,10 +44,9 @@ def _check(command: Sequence[str]) -> None:
     else:
         question = question_of(_parsed(evaluation.parse_arguments, arguments))
         configure(question)
-        layout, _ = layout_of(question.data)
-        needed, given = PROTOCOLS[question.protocol].kind, LAYOUTS[layout].kind
-        if needed not in (given, "images"):
-            raise EvalError(f"--data {question.data} is a data set of {given}, and {question.protocol} needs {needed}")
+        kind = PROTOCOLS[question.protocol].kind
+        for data in filter(None, (question.data, question.train_data)):
+            layout_of(data, kind)
 
 
 def _parsed(parse: Parser, arguments: list[str]) -> argparse.Namespace:

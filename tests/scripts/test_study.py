@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import study as script
-from franca.config import ConfigError, read_config
+from franca.config import ConfigError, dump_config, read_config
 from franca.eval.errors import EvalError
 from studies import running
 from studies.checks import require_runnable
@@ -146,7 +146,14 @@ def test_every_command_of_a_shipped_study_can_be_run(file: Path, tmp_path: Path)
         ({"rasa": ["round=2"]}, "rung third, rasa: .*round"),
         ({"scores": {"score": ["posbias", "--data", "folder:{imagenette}"]}}, "invalid choice: 'posbias'"),
         ({"scores": {"score": ["knn", "--data", "foldr:{imagenette}"]}}, "rung first, score: .*did you mean folder:"),
-        ({"scores": {"score": ["knn", "--data", "segmentation_folder:{imagenette}"]}}, "knn needs classification"),
+        (
+            {"scores": {"score": ["knn", "--data", "segmentation_folder:{imagenette}"]}},
+            "is a data set of segmentation, and classification",
+        ),
+        (
+            {"scores": {"score": ["linear", "--data", "folder:{imagenette}", "--train-data", "foldr:x"]}},
+            "rung first, score: .*did you mean folder:",
+        ),
         ({"scores": {"score": ["knn", "--help"]}}, "rung first, score: knn --help .*runs nothing"),
         ({"scores": {"score": ["knn", "--data", "folder:{imagenette}", "k=20"]}}, "rung first, score: .*Key 'k'"),
         ({"scores": {"score": ["knn", "--data", "folder:{imagenette}", "--slice", "d/x"]}}, "--slice d/x: give d"),
@@ -416,6 +423,20 @@ def test_a_number_that_finished_tasks_do_not_have_is_told_with_those_that_they_h
     ]
     elsewhere = not_found(config, plan(config, tmp_path / "elsewhere", ANYWHERE), results)
     assert "columns.mean: no top1 k=7 d in what score gave; it was recorded without" in elsewhere[1]
+
+
+def test_a_study_whose_column_finds_no_number_ends_as_wrong(tmp_path: Path, capsys) -> None:
+    config, _ = finished_study(tmp_path / "runs")
+    file, command = tmp_path / "some.yaml", [str(tmp_path / "runs"), f"--data=imagenette={tmp_path}", "--only", "first"]
+    found = replace(config, columns={"score": config.columns["score"]})
+    file.write_text(dump_config(found))
+    assert script.main([str(file), *command]) == 0
+    assert capsys.readouterr().err == ""
+    file.write_text(dump_config(config))
+    assert script.main([str(file), *command]) == 2
+    said = capsys.readouterr()
+    assert "| first | 40.5 ± 0.7 | not found |" in said.out, "what is there is reported all the same"
+    assert said.err == "error: columns.loss: no loss d in what training gave; it has none\n"
 
 
 def test_a_rung_is_compared_with_each_that_it_names(tmp_path: Path) -> None:

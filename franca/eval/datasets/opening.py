@@ -28,10 +28,8 @@ def open_split(data: str, split: str | None, role: Role, kind: str) -> OpenedSpl
     Raises:
         EvalError: the layout or split doesn't exist, is of another kind, or the folder looks otherwise.
     """
-    name, path = layout_of(data)
+    name, path = layout_of(data, kind)
     layout = LAYOUTS[name]
-    if kind not in (layout.kind, "images"):
-        raise EvalError(f"{data!r} is a data set of {layout.kind}, and {kind} is needed: choose {_of_kind(kind)}")
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise EvalError(f"{data!r}: {path} {what}; {_expected(name, layout)}")
@@ -102,8 +100,20 @@ def _beginning(file: str) -> bytes:
         return b""
 
 
-def layout_of(data: str) -> tuple[str, Path]:
-    """Name of the layout, and folder, of what ``--data`` takes. Raises EvalError where there is no such layout."""
+def layout_of(data: str, kind: str) -> tuple[str, Path]:
+    """Name of the layout, and folder, of what ``--data`` takes; ``kind`` as `open_split`.
+
+    Raises EvalError where there is no such layout, or it is of another kind.
+    """
+    name, path = _parse(data)
+    if kind not in (LAYOUTS[name].kind, "images"):
+        said = f"{data!r} is a data set of {LAYOUTS[name].kind}, and {kind} is needed"
+        raise EvalError(f"{said}: choose {_of_kind(kind)}")
+    return name, path
+
+
+def _parse(data: str) -> tuple[str, Path]:
+    """Layout and folder."""
     name, colon, rest = data.partition(":")
     if name in LAYOUTS and colon:
         if not rest:
