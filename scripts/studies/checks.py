@@ -2,12 +2,13 @@
 
 import argparse
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr, redirect_stdout
 
 import rasa.train
 from franca.config import ConfigError, read_config
 from franca.eval import __main__ as evaluation
+from franca.eval.backbones import parse
 from franca.eval.command import question_of
 from franca.eval.datasets import layout_of
 from franca.eval.errors import EvalError
@@ -22,19 +23,19 @@ Parser = Callable[[list[str]], argparse.Namespace]
 
 
 def require_runnable(tasks: Iterable[Task]) -> None:
-    """Raises ConfigError for keys, values, a protocol or a layout that don't exist; looks at one seed of each."""
+    """Raises ConfigError for what doesn't exist: keys, values, protocol, layout, model; looks at one seed of each."""
     seen = set()
     for task in tasks:
         if (task.rung, task.kind) not in seen:
             seen.add((task.rung, task.kind))
             try:
-                _check(task.command)
+                _check(task)
             except (ConfigError, EvalError) as error:
                 raise ConfigError(f"rung {task.rung}, {task.kind}: {error}") from None
 
 
-def _check(command: Sequence[str]) -> None:
-    _, module, *arguments = command
+def _check(task: Task) -> None:
+    _, module, *arguments = task.command
     if module == "franca.train":
         options = _parsed(training.parse_arguments, arguments)
         load_config(options.config, options.overrides)
@@ -47,6 +48,8 @@ def _check(command: Sequence[str]) -> None:
         kind = PROTOCOLS[question.protocol].kind
         for data in filter(None, (question.data, question.train_data)):
             layout_of(data, kind)
+        if not task.needs:  # else a task before it makes the network's file
+            parse(question.model, question.rasa, question.num_heads, question.img_size)
 
 
 def _parsed(parse: Parser, arguments: list[str]) -> argparse.Namespace:

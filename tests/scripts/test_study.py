@@ -157,6 +157,10 @@ def test_every_command_of_a_shipped_study_can_be_run(file: Path, tmp_path: Path)
         ({"scores": {"score": ["knn", "--help"]}}, "rung first, score: knn --help .*runs nothing"),
         ({"scores": {"score": ["knn", "--data", "folder:{imagenette}", "k=20"]}}, "rung first, score: .*Key 'k'"),
         ({"scores": {"score": ["knn", "--data", "folder:{imagenette}", "--slice", "d/x"]}}, "--slice d/x: give d"),
+        (
+            {"rungs": {"none": RungConfig(model="pixls")}},
+            r"rung none, score: --model pixls: there is no such model or file \(did you mean pixels",
+        ),
     ],
 )
 def test_what_a_task_could_not_do_is_said_before_anything_runs(
