@@ -38,7 +38,7 @@ def read_config(
     merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(preset or {})))
     if file is not None:
         with _errors_from(str(file)):
-            merged = OmegaConf.merge(merged, _read_yaml(Path(file)))
+            merged = OmegaConf.merge(merged, read_yaml(Path(file)))
     with _errors_from("command line"):
         merged = OmegaConf.merge(merged, _read_overrides(overrides or []))
     with _errors_from("configuration"):
@@ -70,10 +70,12 @@ def _errors_from(source: str) -> Iterator[None]:
         raise ConfigError(str(error)) from None
 
 
-def _read_yaml(path: Path) -> DictConfig:
+def read_yaml(path: Path) -> DictConfig:
+    """The keys and values of a file, whatever they configure. Raises ConfigError."""
     if not path.is_file():
         raise ConfigError(f"config file {str(path)!r} does not exist; the shipped ones lie in configs/")
-    content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+    with _errors_from(str(path)):
+        content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     if not isinstance(content, dict | None):
         kind = "a list" if isinstance(content, list) else repr(content)
         raise ConfigError(f"config file {str(path)!r} holds {kind}; expected keys such as 'steps: 1000'")

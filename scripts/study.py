@@ -19,6 +19,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from franca.config import ConfigError
@@ -61,7 +62,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_intermixed_args(arguments)
     if options.jobs < 1:
         parser.error(f"--jobs {options.jobs}: give one process or more")
-    if options.minutes < 0:
+    if not options.minutes >= 0:
         parser.error(f"--minutes {options.minutes:g}: give 0, to report without running, or more")
     return options
 
@@ -108,14 +109,31 @@ def fingerprints(data: Mapping[str, Path]) -> dict[str, str]:
     return told
 
 
-def report(options: argparse.Namespace, study: StudyConfig, tasks: Sequence[Task], results: StudyResults) -> None:
-    """Write and print all that is there; what the tables don't show is kept in the files all the same."""
+def recorded_in(file: Path | None) -> StudyResults:
+    """What --results FILE holds. Raises ConfigError, also where the folder that it would be written to is not there."""
+    if file is None:
+        return StudyResults()
+    if not file.parent.is_dir():
+        raise ConfigError(f"--results {file}: there is no folder {file.parent}; make it, or name a file elsewhere")
+    return read(file) if file.exists() else StudyResults()
+
+
+def report(
+    options: argparse.Namespace,
+    study: StudyConfig,
+    tasks: Sequence[Task],
+    results: StudyResults,
+    here: dict[str, str],
+) -> None:
+    """Write and print all that is there; what the tables don't show is kept in the files all the same.
+
+    here: of each data folder, what it is now.
+    """
     name, current = options.study.stem, results.of(tasks)
     text = page(study, current)
-    commits = list(dict.fromkeys(place["commit"] for place in current.places))
-    if len(commits) > 1:
-        said = "WARNING: these numbers are of several commits (%s); a difference between rows may be one between those"
-        logging.getLogger(__name__).warning(said, ", ".join(commits))
+    for what, values in replace(current, places=[*current.places, here]).differing().items():
+        said = "WARNING: not all of these numbers are of the same %s (%s); a difference between rows may be one of that"
+        logging.getLogger(__name__).warning(said, what, "; ".join(values))
     files = [options.folder / f"{name}.json", *([options.results] if options.results else [])]
     for file in files:
         results.write(file)
@@ -139,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
         data = folders(options.data)
         study = read_study(options.study, options.overrides)
         tasks = plan(study, options.folder, data)
-        recorded = read(options.results) if options.results and options.results.exists() else StudyResults()
+        recorded = recorded_in(options.results)
         asked = chosen(tasks, options.only, options.seeds, study)
         wanted = missing(tasks, asked, recorded)
         if wanted:
@@ -152,12 +170,13 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         options.folder.mkdir(parents=True, exist_ok=True)
         device = choose_device("auto")
-        place = facts(device, choose_precision("auto", device)) | {"commit": commit(ROOT)} | fingerprints(data)
+        data_now = fingerprints(data)
+        place = facts(device, choose_precision("auto", device)) | {"commit": commit(ROOT)} | data_now
         with held(options.folder):
             before = len(with_needs(asked)) - len(wanted)
             status = Runner(wanted, options.jobs, 60 * options.minutes, place, before).run()
-            results = gather(study, tasks, recorded)
-            report(options, study, tasks, results)
+            results = gather(study, tasks, recorded_in(options.results))  # others may have written to it meanwhile
+            report(options, study, tasks, results, data_now)
         wrong = not_found(study, tasks, results.of(tasks))
         for words in wrong:
             print(f"error: {words}", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
-from franca.config import ConfigError
+from franca.config import ConfigError, read_yaml
 from measuring.facts import ROOT
 from studies.config import StudyConfig
 
@@ -187,7 +187,7 @@ def content_of(file: Path) -> str:
     """What a configuration file says, without its comments. Raises ConfigError."""
     if not file.is_file():
         raise ConfigError(f"config file {file} does not exist; a study names it as seen from {ROOT}")
-    return json.dumps(OmegaConf.to_container(OmegaConf.load(file)), sort_keys=True)
+    return json.dumps(OmegaConf.to_container(read_yaml(file)), sort_keys=True)
 
 
 def filled(texts: Sequence[str], data: Mapping[str, Path]) -> list[str]:

@@ -26,6 +26,7 @@ STUDENT = (
 NORMAL = 1.96
 MADE = ("train", "rasa")  # kinds of tasks that make a rung's network
 NO_PLACE = ("seconds", "command")  # what is kept of a finished task beside where it ran
+MACHINE = ("device", "precision", "torch")  # of a place; what else it has, commit and data, should be one in a table
 
 Values = dict[str, float]  # slice -> value
 Lines = dict[str, dict[str, dict[int, float]]]  # rung -> slice -> seed -> value
@@ -72,6 +73,12 @@ class StudyResults:
             [self.places[place] for place in places],
             [task for task in self.failed if task in planned],
         )
+
+    def differing(self) -> dict[str, list[str]]:
+        """The commit and those data folders that are not the same for all numbers, with what they were."""
+        names = dict.fromkeys(name for place in self.places for name in place if name not in MACHINE)
+        found = {name: list(dict.fromkeys(place[name] for place in self.places if name in place)) for name in names}
+        return {name: values for name, values in found.items() if len(values) > 1}
 
     def by_slice(self, rung: str, column: str) -> dict[int, Values]:
         """Seed -> slice -> number."""

@@ -7,17 +7,19 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 import study as script
 from franca.config import ConfigError, dump_config, read_config
 from franca.eval.errors import EvalError
-from studies import running
+from studies import pictures, running
 from studies.checks import require_runnable
 from studies.config import ColumnConfig, CurveConfig, RungConfig, StudyConfig, read_study
 from studies.plan import Task, plan, require_parts, with_needs
@@ -103,6 +105,9 @@ def test_another_recipe_under_the_same_name_is_another_task(tmp_path: Path) -> N
         digests.append({task.digest for task in plan(small_study(config=str(recipe)), tmp_path, ANYWHERE)})
     assert not digests[0] & digests[1]
     assert digests[1] == digests[2]
+    recipe.write_text("steps: [1")
+    with pytest.raises(ConfigError, match="can't be read as YAML"):
+        plan(small_study(config=str(recipe)), tmp_path, ANYWHERE)
     recipe.unlink()
     with pytest.raises(ConfigError, match="does not exist"):
         plan(small_study(config=str(recipe)), tmp_path, ANYWHERE)
@@ -443,6 +448,68 @@ def test_a_study_whose_column_finds_no_number_ends_as_wrong(tmp_path: Path, caps
     assert said.err == "error: columns.loss: no loss d in what training gave; it has none\n"
 
 
+def study_with_results(tmp_path: Path) -> list[str]:
+    """The script's arguments for rung first of the small study, which is finished."""
+    config, _ = finished_study(tmp_path / "runs")
+    (tmp_path / "some.yaml").write_text(dump_config(replace(config, columns={"score": config.columns["score"]})))
+    return [str(tmp_path / "some.yaml"), str(tmp_path / "runs"), "--only", "first"]
+
+
+def test_what_another_process_recorded_meanwhile_stays_in_the_file(tmp_path: Path, monkeypatch) -> None:
+    command, file = study_with_results(tmp_path), tmp_path / "results.json"
+    other = Entry("other", 0, "train", "digest", 0, 1.0, {"loss": {"d": 1.0}})
+
+    def run_while_another_ends(self: Runner) -> int:
+        StudyResults([other], [{"device": "CPU", "precision": "bf16", "torch": "2.14", "commit": "abc"}]).write(file)
+        return 0
+
+    monkeypatch.setattr(Runner, "run", run_while_another_ends)
+    assert script.main([*command, f"--data=imagenette={tmp_path}", f"--results={file}"]) == 0
+    assert {entry.rung for entry in read(file).entries} == {"first", "second", "other"}
+
+
+def test_numbers_of_other_data_or_code_are_told(tmp_path: Path, caplog, capsys) -> None:
+    """In another task's note, and where the folder that is given now is not the one that was scored."""
+    command = study_with_results(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "one.png").write_bytes(b"image")
+    was = script.fingerprints({"imagenette": tmp_path / "images"})["imagenette"]
+    for note in (tmp_path / "runs").glob("*/done.json"):
+        note.write_text(json.dumps(json.loads(note.read_text()) | {"imagenette": was}))
+    command += [f"--data=imagenette={tmp_path / 'images'}"]
+    assert script.main(command) == 0
+    assert "WARNING" not in caplog.text
+    assert "commit abc)." in capsys.readouterr().out
+    (tmp_path / "images" / "one.png").write_bytes(b"another image")
+    now = script.fingerprints({"imagenette": tmp_path / "images"})["imagenette"]
+    assert script.main(command) == 0
+    assert f"not all of these numbers are of the same imagenette ({was}; {now})" in caplog.text
+    caplog.clear()
+    note = next((tmp_path / "runs").glob("first-0-score-*/done.json"))
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"imagenette": now, "commit": "def"}))
+    assert script.main(command) == 0
+    assert "of the same commit (" in caplog.text
+    assert f"; imagenette {was} / {now})." in capsys.readouterr().out
+
+
+def test_the_picture_has_every_seed_their_mean_and_the_slices_in_order(tmp_path: Path, monkeypatch) -> None:
+    config, results = finished_study(tmp_path)
+    drawn = Figure()
+    monkeypatch.setattr(pictures, "figure", lambda *_: nullcontext(drawn))
+    curves = [CurveConfig("by slice", "score", ["first", "second"])]
+    assert pictures.draw(tmp_path / "none.png", replace(config, curves=curves), results)
+    by_rung, over_slices = (axis for axis in drawn.axes if axis.get_visible())
+    bars, dots = by_rung.lines[::2], by_rung.lines[1::2]
+    assert [tick.get_text() for tick in by_rung.get_yticklabels()] == ["first", "second"]
+    assert [list(line.get_xdata()) for line in dots] == [[40.0, 41.0], [42.0, 43.5]]
+    assert [list(line.get_xdata()) for line in bars] == [[40.5, 40.5], [42.75, 42.75]]
+    heights = [list(line.get_ydata()) for line in dots]
+    assert heights == [[tick] * 2 for tick in by_rung.get_yticks()], "each in the line of its name"
+    assert [tick.get_text() for tick in over_slices.get_xticklabels()] == ["d", "d/2"]
+    means = [list(bars.lines[0].get_ydata()) for bars in over_slices.containers]
+    assert means == [[40.5, 39.5], [42.75, 41.75]]
+
+
 def test_a_rung_is_compared_with_each_that_it_names(tmp_path: Path) -> None:
     config, results = finished_study(tmp_path)
     rungs = config.rungs | {"again": config.rungs["first"]}
@@ -572,7 +639,7 @@ def test_what_would_run_nothing_or_fail_is_refused_in_a_dry_run(
     assert says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", [["--jobs", "0"], ["--minutes", "-1"]])
+@pytest.mark.parametrize("wrong", [["--jobs", "0"], ["--minutes", "-1"], ["--minutes", "nan"]])
 def test_no_process_and_less_than_no_time_are_refused(wrong: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         script.parse_arguments(["study.yaml", "runs", *wrong])
@@ -615,13 +682,17 @@ def test_trainings_that_two_studies_share_are_the_same_tasks(study: str, folder_
     assert {folder.name.partition("-")[0] for folder in tasks[study] & tasks[folder_of]} == shared
 
 
-def test_a_page_without_a_place_is_refused_before_anything_runs(tmp_path: Path, capsys) -> None:
+def test_a_page_without_a_place_or_results_without_a_folder_are_refused_before_anything_runs(
+    tmp_path: Path, capsys
+) -> None:
     (tmp_path / "page.md").write_text("no place\n")
     arguments = [str(ROOT / "configs/studies/ladder_cpu.yaml"), str(tmp_path / "runs")]
     data = given_folders(tmp_path)
     for page_file, says in (("page.md", "no place '<!-- study ladder_cpu -->'"), ("none.md", "none.md")):
         assert script.main([*arguments, *data, "--page", str(tmp_path / page_file)]) == 2
         assert says in capsys.readouterr().err
+    assert script.main([*arguments, *data, "--results", str(tmp_path / "none" / "x.json")]) == 2
+    assert f"there is no folder {tmp_path / 'none'}" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
