@@ -132,7 +132,7 @@ def report(
     name, current = options.study.stem, results.of(tasks)
     text = page(study, current)
     for what, values in replace(current, places=[*current.places, here]).differing().items():
-        said = "WARNING: not all of these numbers are of the same %s (%s); a difference between rows may be one of that"
+        said = "WARNING: not all of these numbers are of the same %s (%s); a difference between rows may come of that"
         logging.getLogger(__name__).warning(said, what, "; ".join(values))
     files = [options.folder / f"{name}.json", *([options.results] if options.results else [])]
     for file in files:
