@@ -3,20 +3,22 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 Schema = TypeVar("Schema")
-BOOLEAN, FLOAT, TIMESTAMP = (f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "timestamp"))
+BOOLEAN, INTEGER, FLOAT, TIMESTAMP = (f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp"))
 # what OmegaConf says -> what to give
 WANTED = {
     "converted to Integer": "a whole number",
     "converted to Float": "a number",
     "not a ListConfig": "a list, such as [a, b]",
+    "'None' for field of type 'str'": 'text, or "" for an empty one',
 }
 
 
@@ -40,7 +42,7 @@ def read_config(
         with _errors_from(str(file)):
             merged = OmegaConf.merge(merged, read_yaml(Path(file)))
     with _errors_from("command line"):
-        merged = OmegaConf.merge(merged, _read_overrides(overrides or []))
+        merged = OmegaConf.merge(merged, _read_overrides(schema, overrides or []))
     with _errors_from("configuration"):
         config = OmegaConf.to_object(merged)
     assert isinstance(config, schema)
@@ -82,24 +84,47 @@ def read_yaml(path: Path) -> DictConfig:
     return OmegaConf.create(content or {})
 
 
-def _read_overrides(overrides: list[str]) -> DictConfig:
+def _read_overrides(schema: type, overrides: list[str]) -> DictConfig:
     for override in overrides:
         if "=" not in override or override.startswith("-"):
             raise ConfigError(f"command line: {override!r} is not of the form key=value")
     read = OmegaConf.create({})
     for key, text in (override.split("=", 1) for override in overrides):
-        OmegaConf.update(read, key, _Loader(text).get_single_data())
+        OmegaConf.update(read, key, _read_value(key, text, _type_of(schema, key)))
     return read
 
 
+def _read_value(key: str, text: str, kind: Any) -> Any:
+    """What ``key=text`` gives: text itself where the option is one, unless it is quoted or null; else what YAML reads.
+
+    Raises ConfigError where text is empty; in quotes it may be.
+    """
+    if kind is str and not text.strip():
+        raise ConfigError(f"command line: {key}={text} says nothing; give text, or '{key}=\"\"' for an empty one")
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    as_it_is = kind in (str, str | None) and not quoted and text not in ("", "~", "null")
+    return text if as_it_is else _Loader(text).get_single_data()
+
+
+def _type_of(schema: Any, key: str) -> Any:
+    """The type of the option that a dotted key names; None where there is no such key."""
+    for name in key.split("."):
+        if get_origin(schema) is dict:
+            schema = get_args(schema)[1]
+        else:
+            schema = get_type_hints(schema).get(name) if is_dataclass(schema) else None
+    return schema
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML in which only true and false are booleans, 1e-3 is a number, and no key stands twice in a mapping.
+    """YAML in which only true and false are booleans, only decimals are numbers, and no key stands twice in a mapping.
 
     on, off, yes and no stay words, for they name choices (an option that is a boolean takes them too); so do dates.
+    1e-3 is a number; 1:30, 1_000, 007 and 0x10 are words (an option that is a number takes the second and third too).
     """
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in (BOOLEAN, TIMESTAMP)]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in (BOOLEAN, INTEGER, FLOAT, TIMESTAMP)]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -113,4 +138,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(BOOLEAN, re.compile("(true|false)$", re.IGNORECASE), list("tTfF"))
-_Loader.add_implicit_resolver(FLOAT, re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(INTEGER, re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    FLOAT,
+    re.compile(r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?|[0-9]+e[-+]?[0-9]+|\.inf)$|\.nan$", re.IGNORECASE),
+    list("-+.0123456789"),
+)

@@ -1,13 +1,14 @@
 """Configurations: what is refused and how it is said, what is kept, and that every shipped file builds."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from franca.config import ConfigError, dump_config
+from franca.config import ConfigError, dump_config, read_config
 from franca.train.build import build_pair
 from franca.train.config import TrainConfig, load_config
 from franca.train.optimizer import build_optimizer
@@ -15,6 +16,22 @@ from franca.train.optimizer import build_optimizer
 ROOT = Path(__file__).resolve().parents[2]
 OTHERS = {"rasa", "studies"}  # configurations of rasa.train and of scripts/study.py
 SHIPPED = sorted(file for file in (ROOT / "configs").rglob("*.yaml") if not OTHERS & set(file.parts))
+
+
+@dataclass
+class Part:
+    """Kinds of options that training has none of."""
+
+    name: str = ""
+    weights: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Table:
+    """Parts by name."""
+
+    parts: dict[str, Part] = field(default_factory=dict)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +195,7 @@ def test_off_is_a_word_and_where_it_is_no_choice_a_boolean(text: str, tmp_path: 
         assert config.checkpoint.asynchronous is False
 
 
-@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "+1E-3"])
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "+1E-3", "1.e-3", ".1e-2"])
 def test_numbers_may_be_written_without_a_point(text: str, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(f"optimizer: {{lr: {text}}}")
@@ -186,9 +203,69 @@ def test_numbers_may_be_written_without_a_point(text: str, tmp_path: Path) -> No
         assert config.optimizer.lr == 1e-3
 
 
-@pytest.mark.parametrize("text", ["trueish", "1e3x", "offline", "2026-11-30"])
-def test_words_that_begin_like_others_stay_words(text: str) -> None:
-    assert load_config(None, [f"output={text}"]).output == text
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("trueish", "1e3x", "offline", "2026-11-30", "2026_11_21", "1:30", "007", "0x10", "0b1", "1_0.5", "1:30.5"),
+        *("1.50", "1e3", "true", "/tmp/a #b", "#b", "a: b", " a ", "[a", "{a..b}", "it's", "*", "'a' or \"b\"", "'"),
+    ],
+)
+def test_text_is_taken_as_it_is(text: str, tmp_path: Path) -> None:
+    config = load_config(None, [f"output={text}", f"data.path={text}"])
+    assert (config.output, config.data.path) == (text, text)
+    file = tmp_path / "written.yaml"
+    file.write_text(dump_config(config))
+    assert load_config(file).output == text
+
+
+@pytest.mark.parametrize("text", ["2026-11-30", "2026_11_21", "1:30", "007", "0x10", "0b1", "1_0.5", "1:30.5"])
+def test_numbers_of_other_notations_stay_words_in_files(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"output: {text}\n")
+    assert load_config(file).output == text
+
+
+def test_text_in_quotes_is_what_they_hold_and_references_are_followed() -> None:
+    config = load_config(None, ["output='it''s'", r'init_from="a\tb"', "data.path=${output}"])
+    assert (config.output, config.init_from, config.data.path) == ("it's", "a\tb", "it's")
+    assert load_config(None, ['output=""']).output == ""
+
+
+@pytest.mark.parametrize("text", ["null", "~", ""])
+def test_text_that_may_be_missing_is_missing_where_it_is_null(text: str) -> None:
+    assert read_config(Part, overrides=["weights=IN21K", f"weights={text}"]).weights is None
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_empty_text_is_refused_with_how_to_give_it(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"command line: data\.path=.*; give text, or 'data\.path=\"\"'"):
+        load_config(None, [f"data.path={text}"])
+
+
+def test_null_where_text_belongs_is_told_how_to_give_it(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("data:\n  path:\n")
+    for given in ((file, []), (None, ["data.path=null"])):
+        with pytest.raises(ConfigError, match=r'data\.path.*; give text, or "" for an empty one'):
+            load_config(*given)
+
+
+def test_text_in_tables_is_taken_as_it_is_too() -> None:
+    read = read_config(Table, overrides=["parts.first.name=007", "parts.first.settings.k=7"])
+    assert read.parts["first"] == Part("007", settings={"k": 7})
+
+
+@pytest.mark.parametrize(("text", "seed"), [("010", 10), ("1_000", 1000), ("+7", 7), ("0", 0)])
+def test_numbers_are_decimal(text: str, seed: int, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"seed: {text}")
+    assert load_config(file).seed == load_config(None, [f"seed={text}"]).seed == seed
+
+
+@pytest.mark.parametrize("text", ["1:30", "0x10", "0o10", "0b1"])
+def test_numbers_of_other_notations_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"seed.*'{text}'.*; give a whole number"):
+        load_config(None, [f"seed={text}"])
 
 
 @pytest.mark.parametrize(("words", "last"), [(["off", "intended"], "intended"), (["intended", "off"], "off")])
