@@ -1,11 +1,11 @@
-"""A run's outcome, small enough to leave a machine that is lent for minutes: numbers, options, teacher in fp16.
+"""A run's outcome, small enough to leave a machine with a time limit: numbers, options, teacher in fp16.
 
     python scripts/bring_back.py pack RUN FOLDER [--piece-mb 15]
     python scripts/bring_back.py join FOLDER RUN
 
 pack writes metrics.jsonl, config.yaml and the teacher's backbone in fp16, in files of at most --piece-mb megabytes,
 with their hashes. join makes them a folder that `franca eval --model` and `franca.load_model` take; it refuses pieces
-that are missing or damaged.
+that are missing or damaged. Both write to a new folder, or an empty one.
 """
 
 import argparse
@@ -42,8 +42,7 @@ def pack(run: Path, target: Path, piece_bytes: int) -> list[Path]:
     """Write the pieces of a run. Raises OSError, CheckpointError; the folder must be new, or empty."""
     if piece_bytes < 1:
         raise CheckpointError(f"--piece-mb {piece_bytes / MEGABYTE:g}: a piece holds one byte or more")
-    if target.exists() and any(target.iterdir()):
-        raise CheckpointError(f"{target} is not empty: name a new folder, so that old pieces don't mix with new ones")
+    _require_empty(target)
     content = _teacher(run / TEACHER)
     backbone = {name: tensor for name, tensor in content["teacher"].items() if name.startswith("backbone.")}
     small = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in backbone.items()}
@@ -67,24 +66,38 @@ def pack(run: Path, target: Path, piece_bytes: int) -> list[Path]:
 
 
 def join(source: Path, run: Path) -> list[Path]:
-    """The run's folder again, as far as it was brought back. Raises OSError, CheckpointError."""
+    """The run's folder again, as far as it was brought back. Raises OSError, CheckpointError, as `pack` does."""
+    _require_empty(run)
     try:
         hashes = dict(json.loads((source / PIECES).read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{source / PIECES} can't be read ({error}); bring it again") from None
-    files: dict[str, bytes] = {TEACHER: b""}
+    files: dict[str, bytes] = {}
     for name, digest in hashes.items():
-        if Path(name).name != name:
-            raise CheckpointError(f"{source / PIECES} names {name!r}: a piece lies in the same folder")
+        if Path(name).name != name or not (name in KEPT or name.startswith(f"{TEACHER}.")):
+            raise CheckpointError(
+                f"{source / PIECES} names {name!r}: a piece lies in the same folder, and is of {TEACHER}, "
+                f"{' or '.join(KEPT)}; bring all that pack wrote again"
+            )
         part = (source / name).read_bytes()
         if hashlib.sha256(part).hexdigest() != digest:
             raise CheckpointError(f"{source / name} is damaged: its SHA-256 is not that in {PIECES}; bring it again")
         whole = name if name in KEPT else TEACHER
         files[whole] = files.get(whole, b"") + part
+    if not files.get(TEACHER):
+        raise CheckpointError(f"{source / PIECES} names no piece of {TEACHER}; bring all that pack wrote again")
     run.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         _write(run / name, content)
     return [run / name for name in files]
+
+
+def _require_empty(folder: Path) -> None:
+    """Raises CheckpointError for a folder that holds something, which would be replaced or mixed with what comes."""
+    if folder.exists() and any(folder.iterdir()):
+        raise CheckpointError(
+            f"{folder} is not empty: name a new folder, so that old files aren't lost or mixed with new"
+        )
 
 
 def _teacher(path: Path) -> dict[str, Any]:

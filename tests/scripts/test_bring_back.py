@@ -1,5 +1,6 @@
 """scripts/bring_back.py: a run in pieces, and the folder that they make again."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -48,10 +49,37 @@ def test_damaged_and_foreign_pieces_are_refused(run: Path, tmp_path: Path, capsy
     (out / "pieces.json").write_text("{")
     assert main(["join", str(out), str(again)]) == 2
     assert "bring it again" in capsys.readouterr().err
-    (out / "pieces.json").write_text(json.dumps({"../elsewhere": "0"}))
-    assert main(["join", str(out), str(again)]) == 2
-    assert "lies in the same folder" in capsys.readouterr().err
+    for name in ("../teacher.pth.00", "notes.txt"):
+        (out / "pieces.json").write_text(json.dumps({name: "0"}))
+        assert main(["join", str(out), str(again)]) == 2
+        assert f"{name!r}: a piece lies in the same folder, and is of teacher.pth" in capsys.readouterr().err
     assert not (again / "teacher.pth").exists()
+
+
+def test_a_folder_that_holds_something_is_left_as_it_is(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pack", str(run), str(tmp_path / "out")]) == 0
+    (run / "metrics.jsonl").write_text("newer")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main(["join", str(tmp_path / "out"), str(run)]) == 2
+    assert f"{run} is not empty: name a new folder" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    (tmp_path / "empty").mkdir()
+    assert main(["join", str(tmp_path / "out"), str(tmp_path / "empty")]) == 0
+    franca.load_model(checkpoint=tmp_path / "empty" / "teacher.pth")
+
+
+@pytest.mark.parametrize("names", [[], ["metrics.jsonl"]])
+def test_pieces_without_a_teacher_are_refused(
+    names: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b"")
+    hashes = dict.fromkeys(names, hashlib.sha256(b"").hexdigest())
+    (tmp_path / "pieces.json").write_text(json.dumps(hashes))
+    assert main(["join", str(tmp_path), str(tmp_path / "again")]) == 2
+    assert f"{tmp_path / 'pieces.json'} names no piece of teacher.pth; bring all" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
 
 
 def test_what_can_not_be_packed_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
