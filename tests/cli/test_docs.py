@@ -17,23 +17,31 @@ documents name (weights/…, runs/…) are the stand-ins of conftest.py.
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch.distributed.run import get_args_parser
 
 from franca import __version__
 from franca.data import decode
 from franca.data.loader import DataConfig
 from franca.data.mixture import SLOTS
 from franca.data.sources.listing import KEPT_FROM
+from franca.launch.__main__ import main as launch
+from franca.reproduce.__main__ import main as reproduce
+from franca.reproduce.recipe import Recipe
+from franca.train.__main__ import main as train
 from franca.train.build import OPERATIONAL
+from study import main as study
 from tests import warm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +71,11 @@ PLACEHOLDERS = {
     "facebookresearch/dinov2": "{stand_ins}/hub",
     ".venv/bin/": f"{BIN}/",
 }
+
+# files that open with a command, and what runs it in this process: without --dry-run for hours
+HEADED = sorted(file for folder in ("recipes", "studies") for file in (ROOT / "configs" / folder).glob("*.yaml"))
+MAKES = {"configs/recipes/quickstart.yaml": ("make quickstart", "make quickstart DATA=/path/to/images")}
+DRY_RUNS = {"franca.train": train, "franca.launch": launch, "scripts/study.py": study}
 
 
 @dataclass(frozen=True)
@@ -113,7 +126,7 @@ SMALL_KNN = "size=28 resize=28 ks=[3]"
 STEP = ".venv/bin/python scripts/benchmark_step.py"
 STUDY = ".venv/bin/python scripts/study.py configs/studies"
 FEW_STEPS = "--steps 1 --blocks 1 --warmup 0"
-REPRODUCE = ".venv/bin/franca reproduce"  # tests/reproduce/test_quickstart.py runs one
+RECORD = ".venv/bin/franca reproduce quickstart --record 0,1,2 --force"
 PRETRAIN = ".venv/bin/python -m franca.train --config configs/pretrain/vitb14_in21k.yaml"
 
 COMMANDS = {
@@ -122,7 +135,7 @@ COMMANDS = {
     "make install": Run(instead="make -n install"),
     "make quickstart": Run(instead="make -n quickstart"),
     "make quickstart DATA=/path/to/images": Run(instead="make -n quickstart DATA=/path/to/images"),
-    ".venv/bin/franca reproduce quickstart --until 60": Run(instead=REPRODUCE),
+    ".venv/bin/franca reproduce quickstart --until 60": Run("--dry-run"),
     "make test": Run(instead="make -n test"),
     ".venv/bin/franca info weights/franca_vitb14_In21K.pth": Run(),
     (
@@ -183,13 +196,13 @@ COMMANDS = {
         f"steps=2 {SMALL}"
     ),
     ".venv/bin/franca reproduce": Run(),
-    ".venv/bin/franca reproduce quickstart": Run(instead=REPRODUCE),
-    ".venv/bin/franca reproduce quickstart --until 60 output=runs/beginning": Run(instead=REPRODUCE),
+    ".venv/bin/franca reproduce quickstart": Run("--dry-run"),
+    ".venv/bin/franca reproduce quickstart --until 60 output=runs/beginning": Run("--dry-run"),
     (
         ".venv/bin/franca reproduce imagenette_minutes data.path=/path/to/imagenette/train "
         "evaluation.train=/path/to/imagenette/train evaluation.test=/path/to/imagenette/val"
-    ): Run(instead=REPRODUCE),
-    ".venv/bin/franca reproduce quickstart --record 0,1,2 --force": Run(instead=REPRODUCE),
+    ): Run("--dry-run"),
+    RECORD: Run(instead=".venv/bin/franca reproduce quickstart --dry-run"),  # test_a_recording_asks…
     ".venv/bin/python scripts/kill_ranks.py --kills 30": Run(instead=".venv/bin/python scripts/kill_ranks.py --help"),
     # dataset_prep.md
     "mkdir -p data": Run(),
@@ -534,6 +547,75 @@ def run_part(script: str, folder: Path, environment: dict[str, str], log: Path) 
             ).returncode
     statuses = (warm.run(command, folder, environment, log, TIMEOUT) for command in commands)
     return next((status for status in statuses if status), 0)
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "reproduce" in line and "--record" in line])
+def test_a_recording_asks_for_what_it_says(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but its runs, which take no --dry-run: options, recipe, overrides, seeds."""
+
+    class Asked(Exception):
+        pass
+
+    def record(recipe: Recipe, overrides: list[str], seeds: list[int], *_: object) -> None:
+        for seed in seeds:
+            recipe.configure([*overrides, f"seed={seed}"])
+        raise Asked(recipe.name, seeds)
+
+    monkeypatch.setattr("franca.reproduce.command.record_seeds", record)
+    words = shlex.split(line)
+    assert words[:2] == [".venv/bin/franca", "reproduce"]
+    with pytest.raises(Asked) as asked:
+        reproduce(words[2:])
+    name, seeds = asked.value.args
+    assert (name, ",".join(map(str, seeds))) == (words[2], words[words.index("--record") + 1])
+
+
+def header_commands(file: Path) -> list[str]:
+    """The commands in the comment that a configuration opens with; what stands in brackets behind them is left out."""
+    header = "".join(takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines(True)))
+    return re.findall(r"^#   (\S.*?)(?:  +\(.*\))?$", re.sub(r"\s*\\\n#\s*", " ", header), re.MULTILINE)
+
+
+def header_program(command: str) -> tuple[str, list[str]]:
+    """What Python is told to run, and its arguments; torchrun's own are read as it would."""
+    words = shlex.split(command)
+    if words[0] == "torchrun":
+        launched = get_args_parser().parse_args(words[1:])
+        assert launched.module, command
+        return launched.training_script, launched.training_script_args
+    assert words[0] == "python", command
+    return (words[2], words[3:]) if words[1] == "-m" else (words[1], words[2:])
+
+
+def test_every_recipe_and_study_opens_with_its_command() -> None:
+    for file in HEADED:
+        name, found = str(file.relative_to(ROOT)), header_commands(file)
+        assert found, name
+        assert all(name in line or line in MAKES.get(name, ()) for line in found), found
+
+
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(line, id=f"{file.stem}-{i}") for file in HEADED for i, line in enumerate(header_commands(file), 1)],
+)
+def test_the_command_that_a_file_opens_with_is_understood(
+    command: str,
+    clone: Path,
+    images: Path,
+    stand_ins: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A dry run of it, with folders as those of documented commands; of make, that a document has it too."""
+    if command.startswith("make "):
+        assert command in COMMANDS
+        return
+    monkeypatch.chdir(clone)
+    program, arguments = header_program(replaced(command, images, stand_ins))
+    status = DRY_RUNS[program]([*arguments, "--dry-run"])
+    printed = capfd.readouterr()
+    assert status == 0, printed.err
+    assert "WARNING" not in printed.out + printed.err
 
 
 def test_the_console_script_is_installed() -> None:
