@@ -1,8 +1,5 @@
 """Variants of a training, each with several seeds, scored alike: runs what is missing and lays all side by side.
 
-    python scripts/study.py STUDY FOLDER [--data NAME=FOLDER …] [--jobs 1] [--minutes 60] [--only RUNG …] [--dry-run]
-                            [--results FILE] [--page FILE] [key=value …]
-
 STUDY is a YAML file such as configs/studies/ladder_cpu.yaml. Every training, RASA run and score is a process of its own
 with its own folder below FOLDER. What is finished there is not run again, and what was stopped, by --minutes, Ctrl-C,
 SIGTERM or a terminal that closes, goes on: the same command in stretches of any length comes to the same end, with
@@ -19,7 +16,6 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from franca.config import ConfigError
@@ -33,7 +29,7 @@ from measuring.facts import ROOT, facts
 from studies.checks import require_runnable
 from studies.config import StudyConfig, read_study
 from studies.plan import Task, plan, require_parts, with_needs
-from studies.results import StudyResults, gather, missing, not_found, read
+from studies.results import StudyResults, gather, missing, not_found, read, require_same_data
 from studies.running import Runner
 from studies.tables import page, place_in, put_into
 
@@ -101,10 +97,11 @@ def listing(tasks: Sequence[Task]) -> str:
 
 
 def fingerprints(data: Mapping[str, Path]) -> dict[str, str]:
-    """Of each folder, how many files it has, and a hash of their names and sizes."""
+    """Of each folder, how many files it has, and a hash of their names and sizes; hidden files don't count."""
     told = {}
     for name, folder in data.items():
-        files = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*.*"))
+        visible = (path for path in folder.rglob("*.*") if not path.name.startswith("."))
+        files = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in visible)
         told[name] = f"{len(files)} files, {hashlib.sha256(json.dumps(files).encode()).hexdigest()[:8]}"
     return told
 
@@ -118,22 +115,23 @@ def recorded_in(file: Path | None) -> StudyResults:
     return read(file) if file.exists() else StudyResults()
 
 
-def report(
-    options: argparse.Namespace,
-    study: StudyConfig,
-    tasks: Sequence[Task],
-    results: StudyResults,
-    here: dict[str, str],
-) -> None:
-    """Write and print all that is there; what the tables don't show is kept in the files all the same.
+def make_folder(folder: Path) -> None:
+    """Of all runs. Raises ConfigError where it can't be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()  # that `held` will lock
+    except OSError as error:
+        raise ConfigError(f"FOLDER {folder} can't be written to ({error.strerror}); name another") from None
 
-    here: of each data folder, what it is now.
-    """
+
+def report(options: argparse.Namespace, study: StudyConfig, tasks: Sequence[Task], results: StudyResults) -> None:
+    """Write and print all that is there; what the tables don't show is kept in the files all the same."""
     name, current = options.study.stem, results.of(tasks)
     text = page(study, current)
-    for what, values in replace(current, places=[*current.places, here]).differing().items():
-        said = "WARNING: not all of these numbers are of the same %s (%s); a difference between rows may come of that"
-        logging.getLogger(__name__).warning(said, what, "; ".join(values))
+    commits = list(dict.fromkeys(place["commit"] for place in current.places))
+    if len(commits) > 1:
+        said = "WARNING: these numbers are of several commits (%s); a difference between rows may come of that"
+        logging.getLogger(__name__).warning(said, ", ".join(commits))
     files = [options.folder / f"{name}.json", *([options.results] if options.results else [])]
     for file in files:
         results.write(file)
@@ -159,6 +157,8 @@ def main(arguments: list[str] | None = None) -> int:
         tasks = plan(study, options.folder, data)
         recorded = recorded_in(options.results)
         asked = chosen(tasks, options.only, options.seeds, study)
+        data_now = fingerprints(data)
+        require_same_data(tasks, recorded, data_now)
         wanted = missing(tasks, asked, recorded)
         if wanted:
             require_parts(study.texts(), data)
@@ -168,15 +168,14 @@ def main(arguments: list[str] | None = None) -> int:
         if options.dry_run:
             print(listing(wanted))
             return 0
-        options.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(options.folder)
         device = choose_device("auto")
-        data_now = fingerprints(data)
         place = facts(device, choose_precision("auto", device)) | {"commit": commit(ROOT)} | data_now
         with held(options.folder):
             before = len(with_needs(asked)) - len(wanted)
             status = Runner(wanted, options.jobs, 60 * options.minutes, place, before).run()
             results = gather(study, tasks, recorded_in(options.results))  # others may have written to it meanwhile
-            report(options, study, tasks, results, data_now)
+            report(options, study, tasks, results)
         wrong = not_found(study, tasks, results.of(tasks))
         for words in wrong:
             print(f"error: {words}", file=sys.stderr)

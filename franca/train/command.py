@@ -11,7 +11,7 @@ import torch
 
 from franca.config import ConfigError, dump_config
 from franca.data.errors import DataError
-from franca.data.sources import SOURCES
+from franca.data.sources import SOURCES, Source
 from franca.data.sources.folder import ImageFolder
 from franca.devices import choose_device, choose_precision
 from franca.distributed import on_main, place, process_group
@@ -65,9 +65,7 @@ def build_evaluation(config: TrainConfig) -> Evaluate | None:
                 "WARNING: evaluation.train and evaluation.test are both %s: each image finds itself, k-NN says nothing",
                 options.train,
             )
-        build = SOURCES.get(config.data.source, ImageFolder)
-        with refused_as("evaluation"):
-            memory, queries = (build(path, config.data.channels) for path in (options.train, options.test))
+        memory, queries = (_labelled(config, key) for key in ("train", "test"))
     else:
         with refused_as("data"):
             images = config.data.build_source() if config.data.source in SOURCES else None
@@ -89,6 +87,16 @@ def build_evaluation(config: TrainConfig) -> Evaluate | None:
             autocast=choose_precision(config.precision, device),
             workers=config.data.workers,
         )
+
+
+def _labelled(config: TrainConfig, split: str) -> Source:
+    """The images of evaluation.train or evaluation.test."""
+    path: str = getattr(config.evaluation, split)
+    try:
+        with refused_as("evaluation"):
+            return SOURCES.get(config.data.source, ImageFolder)(path, config.data.channels)
+    except DataError as error:
+        raise DataError(f"evaluation.{split}={str(error).removeprefix('data.path=')}") from error
 
 
 def train(config: TrainConfig) -> None:

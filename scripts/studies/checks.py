@@ -17,7 +17,7 @@ from franca.eval.registry import PROTOCOLS
 from franca.train import __main__ as training
 from franca.train.config import load_config
 from rasa.config import RasaConfig
-from studies.plan import Task
+from studies.plan import Task, with_needs
 
 Parser = Callable[[list[str]], argparse.Namespace]
 
@@ -48,8 +48,10 @@ def _check(task: Task) -> None:
         kind = PROTOCOLS[question.protocol].kind
         for data in filter(None, (question.data, question.train_data)):
             layout_of(data, kind)
-        if not task.needs:  # else a task before it makes the network's file
-            parse(question.model, question.rasa, question.num_heads, question.img_size)
+        model = question.model
+        for need in with_needs(task.needs):
+            model = model.replace(str(need.output / "teacher.pth"), __file__)  # it will be a file by then
+        parse(model, question.rasa, question.num_heads, question.img_size)
 
 
 def _parsed(parse: Parser, arguments: list[str]) -> argparse.Namespace:

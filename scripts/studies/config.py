@@ -12,6 +12,7 @@ from measuring.facts import ROOT
 
 TRAINING = "training"  # the score that a training logs itself
 SHIPPED = ROOT / "configs/studies"
+BETTER = {"higher": " →", "lower": " ←", "": ""}  # which numbers are, and the arrow that says so
 NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
 
@@ -58,6 +59,12 @@ class ColumnConfig:
     slice: str = "d"
     digits: int = 1
     better: str = "higher"
+
+    def __post_init__(self) -> None:
+        if self.better not in BETTER:
+            raise ConfigError(
+                f"column {self.label!r}: better={self.better!r}; give one of {', '.join(map(repr, BETTER))}"
+            )
 
     @property
     def title(self) -> str:

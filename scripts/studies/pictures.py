@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from franca.eval.figures.style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SKY, VERMILION, figure, head_line
-from studies.config import ColumnConfig, CurveConfig, StudyConfig
+from studies.config import BETTER, ColumnConfig, CurveConfig, StudyConfig
 from studies.results import StudyResults, mean_and_spread, slices_of
 
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
@@ -32,7 +32,7 @@ def draw(path: Path, study: StudyConfig, results: StudyResults) -> bool:
     longest = max(len(study.rungs[name].label or name) for name in rungs)
     high = 1.0 + down * (1.3 + LINE * max(len(rungs), 5))  # with two lines of title
     with figure(path, PANEL * abreast + CHARACTER * longest, high) as drawn:
-        head_line(drawn, f"{study.title} (dots: seeds, bars: their mean)")
+        head_line(drawn, f"{study.title} (dots: seeds, bars: their mean, arrows: where better lies)")
         places = drawn.subplots(down, abreast, squeeze=False).flatten()
         for place in places[count:]:
             place.set_visible(False)
@@ -64,8 +64,7 @@ def _by_rung(
             mean, _ = mean_and_spread(values)
             axis.plot([mean, mean], [height - 0.32, height + 0.32], color=BLUE, linewidth=2.5)
             axis.plot(list(values.values()), [height] * len(values), "o", color=VERMILION, markersize=4, alpha=0.75)
-    arrow = {"higher": " →", "lower": " ←", "": ""}[column.better]
-    axis.set_title(textwrap.fill(f"{column.title}{arrow}", TITLE), fontsize=11)
+    axis.set_title(textwrap.fill(f"{column.title}{BETTER[column.better]}", TITLE), fontsize=11)
     labels = [study.rungs[name].label or name for name in rungs] if named else [""] * len(rungs)
     axis.set_yticks(list(heights), labels, color=INK)
     axis.set_ylim(0.4, len(rungs) + 0.6)

@@ -26,7 +26,6 @@ STUDENT = (
 NORMAL = 1.96
 MADE = ("train", "rasa")  # kinds of tasks that make a rung's network
 NO_PLACE = ("seconds", "command")  # what is kept of a finished task beside where it ran
-MACHINE = ("device", "precision", "torch")  # of a place; what else it has, commit and data, should be one in a table
 
 Values = dict[str, float]  # slice -> value
 Lines = dict[str, dict[str, dict[int, float]]]  # rung -> slice -> seed -> value
@@ -73,12 +72,6 @@ class StudyResults:
             [self.places[place] for place in places],
             [task for task in self.failed if task in planned],
         )
-
-    def differing(self) -> dict[str, list[str]]:
-        """The commit and those data folders that are not the same for all numbers, with what they were."""
-        names = dict.fromkeys(name for place in self.places for name in place if name not in MACHINE)
-        found = {name: list(dict.fromkeys(place[name] for place in self.places if name in place)) for name in names}
-        return {name: values for name, values in found.items() if len(values) > 1}
 
     def by_slice(self, rung: str, column: str) -> dict[int, Values]:
         """Seed -> slice -> number."""
@@ -168,6 +161,21 @@ def gather(study: StudyConfig, tasks: Sequence[Task], recorded: StudyResults) ->
     entries = sorted(found.values(), key=lambda entry: place_of(entry.identity))
     done = {entry.identity for entry in entries}
     return StudyResults(entries, places, sorted((task for task in failed.values() if task not in done), key=place_of))
+
+
+def require_same_data(tasks: Sequence[Task], recorded: StudyResults, data: Mapping[str, str]) -> None:
+    """Raises ConfigError where numbers of these tasks are there already and are of other data.
+
+    data: name -> what is in the folder now, as it is kept with each task.
+    """
+    here = [(task.folder.parent, told(task)) for task in tasks if task.finished]
+    for origin, place in [*here, *(("--results", place) for place in recorded.of(tasks).places)]:
+        for name, now in data.items():
+            if place.get(name, now) != now:
+                raise ConfigError(
+                    f"--data {name}: this folder has {now}, but what {origin} holds is of {place[name]}; numbers "
+                    "of both can't stand in one table: give the other images, or a FOLDER and --results of their own"
+                )
 
 
 def not_found(study: StudyConfig, tasks: Sequence[Task], results: StudyResults) -> list[str]:

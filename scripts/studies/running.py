@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ from studies.plan import DONE, FAILURE, Task
 LOG, SECONDS = "log.txt", "seconds.txt"  # in the folder of a task, besides those of studies.plan
 NEWS = 60.0  # seconds between two lines about each running task
 GRACE = 30.0  # seconds that a stopped task has to save
+WHY = 400  # characters of an error that are told
 MORE = 3  # exit status while there is more to do
 
 
@@ -32,6 +34,7 @@ class Runner:
         self.ends = time.monotonic() + seconds
         self.children = Children(GRACE)
         self.running: dict[Task, Child] = {}
+        self.logs_from: dict[Task, int] = {}  # place in its log where what it says in this try begins
         self.left: list[Task] = []  # ended before they were finished
         self.failed = False
         self.news = time.monotonic() + NEWS
@@ -57,6 +60,7 @@ class Runner:
             task.folder.mkdir(parents=True, exist_ok=True)
             (task.folder / FAILURE).unlink(missing_ok=True)  # of an earlier try
             with (task.folder / LOG).open("ab") as log:
+                self.logs_from[task] = log.tell()
                 self.running[task] = self.children.add(Child(task.command, log, folder=ROOT))
             self._say(task, "begins" if not task.output.exists() else "goes on")
             started = True
@@ -92,7 +96,7 @@ class Runner:
             patience = f"{GRACE:.0f} s after it was asked to, or by a second Ctrl-C"
             self._say(task, f"killed before it had saved, {patience}; {took}, left for the next call")
         else:
-            why = f"{child.ending}: {_last_line(task)}"
+            why = f"{child.ending}: {_why(task, self.logs_from[task])}"
             self.failed = True
             replace_text(task.folder / FAILURE, f"{why}\n")
             self._say(task, f"FAILED with {why} (all of it in {task.folder / LOG})")
@@ -112,6 +116,15 @@ class Runner:
 def _last_line(task: Task) -> str:
     """The newest thing that it said."""
     return last_lines(task.folder / LOG, 1).strip()
+
+
+def _why(task: Task, begins: int) -> str:
+    """Its error, in a line; its last line where it gave none. begins: place in its log where this try does."""
+    lines = (task.folder / LOG).read_bytes()[begins:].decode(errors="replace").splitlines()
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    if not errors:
+        return _last_line(task)
+    return textwrap.shorten(" ".join(lines[errors[-1] :]).removeprefix("error: "), WHY, placeholder=" …")
 
 
 def _seconds_before(task: Task) -> float:

@@ -100,8 +100,7 @@ def provenance(results: StudyResults) -> str:
         "; ".join(dict.fromkeys(", ".join(place[name] for name in names) for place in results.places))
         for names in (("device", "precision"), ("torch",), ("commit",))
     )
-    data = "".join(f"; {name} {' / '.join(was)}" for name, was in results.differing().items() if name != "commit")
-    return f"Run on {devices} (torch {torch}; commit {commits}{data})."
+    return f"Run on {devices} (torch {torch}; commit {commits})."
 
 
 def put_into(page_file: Path, study: str, text: str) -> None:

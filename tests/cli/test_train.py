@@ -236,6 +236,16 @@ def test_unlabelled_images_switch_online_evaluation_off(
     assert not any("knn" in name for line in read_metrics(place / "run" / "metrics.jsonl") for name in line)
 
 
+def test_folders_of_the_evaluation_are_named_by_their_own_keys(
+    run: Callable[..., int], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, nowhere = place / "images", place / "nowhere"
+    for key in ("train", "test"):
+        folders = {"train": images, "test": images} | {key: nowhere}
+        assert run("steps=2", *EVALUATION, *(f"evaluation.{name}={path}" for name, path in folders.items())) == 2
+        assert f"error: evaluation.{key}='{nowhere}' does not exist; name a folder" in capsys.readouterr().err
+
+
 def test_an_evaluation_on_its_own_memory_is_warned_of(
     run: Callable[..., int], place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

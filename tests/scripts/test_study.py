@@ -132,6 +132,11 @@ def test_what_cannot_be_asked_is_refused(rungs: dict, says: str) -> None:
         read_config(StudyConfig, preset={"rungs": rungs})
 
 
+def test_a_column_knows_which_numbers_are_better() -> None:
+    with pytest.raises(ConfigError, match="column 'loss': better='smaller'; give one of 'higher', 'lower', ''"):
+        ColumnConfig("loss", "training", "loss", better="smaller")
+
+
 def test_a_folder_that_nobody_named_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--data imagenette=FOLDER"):
         plan(small_study(), tmp_path, {})
@@ -165,6 +170,10 @@ def test_every_command_of_a_shipped_study_can_be_run(file: Path, tmp_path: Path)
         (
             {"rungs": {"none": RungConfig(model="pixls")}},
             r"rung none, score: --model pixls: there is no such model or file \(did you mean pixels",
+        ),
+        (
+            {"rungs": small_study().rungs | {"last": RungConfig(model="untraned:{after}", after="first")}},
+            "rung last, score: --model untraned:.*there is no such model",
         ),
     ],
 )
@@ -249,6 +258,15 @@ def test_time_that_is_over_stops_and_saves_and_the_next_call_goes_on(tmp_path: P
     assert run([task]) == 0
     assert task.finished
     assert float(running.told(task)["seconds"]) > 2.0  # both stretches
+
+
+def test_what_failed_says_its_whole_error_of_this_try(tmp_path: Path, capsys) -> None:
+    (told,) = tasks_of(tmp_path, "raise SystemExit('step 3\\nerror: PATH is no folder:\\n  give\\n  one')")
+    assert run([told]) == 1
+    assert "FAILED with status 1: PATH is no folder: give one (all of it in " in capsys.readouterr().err
+    (silent,) = tasks_of(tmp_path, "raise SystemExit('a traceback')")
+    assert run([silent]) == 1
+    assert "FAILED with status 1: a traceback (all" in capsys.readouterr().err
 
 
 def test_a_signal_stops_and_saves(tmp_path: Path) -> None:
@@ -468,8 +486,7 @@ def test_what_another_process_recorded_meanwhile_stays_in_the_file(tmp_path: Pat
     assert {entry.rung for entry in read(file).entries} == {"first", "second", "other"}
 
 
-def test_numbers_of_other_data_or_code_are_told(tmp_path: Path, caplog, capsys) -> None:
-    """In another task's note, and where the folder that is given now is not the one that was scored."""
+def test_numbers_of_other_data_are_refused_and_those_of_other_code_told(tmp_path: Path, caplog, capsys) -> None:
     command = study_with_results(tmp_path)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "one.png").write_bytes(b"image")
@@ -477,19 +494,20 @@ def test_numbers_of_other_data_or_code_are_told(tmp_path: Path, caplog, capsys) 
     for note in (tmp_path / "runs").glob("*/done.json"):
         note.write_text(json.dumps(json.loads(note.read_text()) | {"imagenette": was}))
     command += [f"--data=imagenette={tmp_path / 'images'}"]
+    (tmp_path / "images" / ".hidden.db").write_bytes(b"of a file browser")
     assert script.main(command) == 0
     assert "WARNING" not in caplog.text
-    assert "commit abc)." in capsys.readouterr().out
+    note = next((tmp_path / "runs").glob("first-0-score-*/done.json"))
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"commit": "def"}))
+    assert script.main(command) == 0
+    assert "of several commits (abc, def)" in caplog.text
     (tmp_path / "images" / "one.png").write_bytes(b"another image")
     now = script.fingerprints({"imagenette": tmp_path / "images"})["imagenette"]
-    assert script.main(command) == 0
-    assert f"not all of these numbers are of the same imagenette ({was}; {now})" in caplog.text
-    caplog.clear()
-    note = next((tmp_path / "runs").glob("first-0-score-*/done.json"))
-    note.write_text(json.dumps(json.loads(note.read_text()) | {"imagenette": now, "commit": "def"}))
-    assert script.main(command) == 0
-    assert "of the same commit (" in caplog.text
-    assert f"; imagenette {was} / {now})." in capsys.readouterr().out
+    elsewhere = [command[0], str(tmp_path / "elsewhere"), *command[2:], f"--results={tmp_path / 'runs' / 'some.json'}"]
+    for again, origin in ((command, tmp_path / "runs"), (elsewhere, "--results")):
+        assert script.main(again) == 2
+        said = capsys.readouterr().err
+        assert f"--data imagenette: this folder has {now}, but what {origin} holds is of {was}" in said
 
 
 def test_the_picture_has_every_seed_their_mean_and_the_slices_in_order(tmp_path: Path, monkeypatch) -> None:
