@@ -1,6 +1,7 @@
 """scripts/study.py: what it plans, that it goes on where it was stopped, and what it makes of the numbers."""
 
 import json
+import re
 import shutil
 import signal
 import statistics
@@ -604,6 +605,15 @@ def test_a_page_takes_the_tables_in_their_place_alone(tmp_path: Path) -> None:
     assert dict(places_of(file)) == {"empty": "new", "two": "kept"}
     with pytest.raises(ConfigError, match="no place '<!-- study three -->'"):
         put_into(file, "three", "x")
+
+
+def test_the_study_that_the_page_begins_with_can_be_run(tmp_path: Path) -> None:
+    found = re.search(r"```yaml\n(.*?)```", (ROOT / "docs" / "ladder.md").read_text(), re.DOTALL)
+    assert found is not None
+    (tmp_path / "mine.yaml").write_text(found[1])
+    tasks = plan(read_study(tmp_path / "mine.yaml", []), tmp_path, {"photos": Path("/data/photos")})
+    assert len(tasks) == 2 * 3 * 2 + 1, "a training and a score of two rows and three seeds, and the untrained one's"
+    require_runnable(tasks)
 
 
 def test_pages_show_what_the_recorded_results_say() -> None:
