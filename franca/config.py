@@ -1,5 +1,6 @@
 """Configurations of commands: typed defaults <- YAML file <- ``key=value`` on the command line."""
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -75,7 +76,10 @@ def _errors_from(source: str) -> Iterator[None]:
 def read_yaml(path: Path) -> DictConfig:
     """The keys and values of a file, whatever they configure. Raises ConfigError."""
     if not path.is_file():
-        raise ConfigError(f"config file {str(path)!r} does not exist; the shipped ones lie in configs/")
+        beside = [str(path.parent / other.name) for other in path.parent.glob("*.yaml")]
+        nearest = difflib.get_close_matches(str(path), beside, n=1)
+        hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+        raise ConfigError(f"config file {str(path)!r} does not exist{hint}; the shipped ones lie in configs/")
     with _errors_from(str(path)):
         content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     if not isinstance(content, dict | None):

@@ -43,6 +43,7 @@ def pack(run: Path, target: Path, piece_bytes: int) -> list[Path]:
     if piece_bytes < 1:
         raise CheckpointError(f"--piece-mb {piece_bytes / MEGABYTE:g}: a piece holds one byte or more")
     _require_empty(target)
+    _require_file(run / TEACHER, "name the folder of a run of franca train")
     content = _teacher(run / TEACHER)
     backbone = {name: tensor for name, tensor in content["teacher"].items() if name.startswith("backbone.")}
     small = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in backbone.items()}
@@ -68,6 +69,7 @@ def pack(run: Path, target: Path, piece_bytes: int) -> list[Path]:
 def join(source: Path, run: Path) -> list[Path]:
     """The run's folder again, as far as it was brought back. Raises OSError, CheckpointError, as `pack` does."""
     _require_empty(run)
+    _require_file(source / PIECES, "name the folder that pack wrote")
     try:
         hashes = dict(json.loads((source / PIECES).read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
@@ -98,6 +100,12 @@ def _require_empty(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} is not empty: name a new folder, so that old files aren't lost or mixed with new"
         )
+
+
+def _require_file(path: Path, advice: str) -> None:
+    """Raises CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not there; {advice}")
 
 
 def _teacher(path: Path) -> dict[str, Any]:

@@ -93,3 +93,10 @@ def test_what_can_not_be_packed_is_refused(run: Path, tmp_path: Path, capsys: py
     torch.save(content, run / "teacher.pth")
     assert main(["pack", str(run), str(tmp_path / "other")]) == 2
     assert "backbone.norm.weight is not finite in fp16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("what", "file"), [("pack", "teacher.pth"), ("join", "pieces.json")])
+def test_what_is_not_there_is_told_with_what_to_name(what: str, file: str, tmp_path: Path, capsys) -> None:
+    assert main([what, str(tmp_path), str(tmp_path / "new")]) == 2
+    assert f"error: {tmp_path / file} is not there; name the folder " in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

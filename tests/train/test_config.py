@@ -326,3 +326,9 @@ def test_every_shipped_configuration_builds(file: Path) -> None:
 def test_a_word_where_a_list_belongs_is_told_how_to_give_one() -> None:
     with pytest.raises(ConfigError, match=r"heads\.nesting.*; give a list, such as \[a, b\]"):
         load_config(None, ["heads.nesting=half"])
+
+
+def test_a_file_that_is_not_there_is_told_with_the_nearest_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "imagenette_cpu.yaml").write_text("steps: 1")
+    with pytest.raises(ConfigError, match=r"imagenet_cpu.yaml' does not exist \(did you mean .*imagenette_cpu.yaml'\?"):
+        read_config(TrainConfig, tmp_path / "imagenet_cpu.yaml")
