@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from franca.reproduce.curve import Curve
+from franca.reproduce.curve import Curve, places_of
 from franca.reproduce.record import Record
 
 FAR = 2.5  # tolerances: what no single point may exceed
@@ -95,7 +95,7 @@ def points_of(record: Record, curve: Curve, until: int | None = None) -> list[Po
 
 def recorded_points(record: Record, until: int | None = None) -> set[tuple[int, str]]:
     """(step, quantity) of all that a run is compared at, up to step ``until``."""
-    return {(step, name) for name, at in record.tolerances.items() for step in at if until is None or step <= until}
+    return {place for place in places_of(record.tolerances) if until is None or place[0] <= until}
 
 
 def agreements(record: Record, points: Sequence[Point]) -> list[Agreement]:

@@ -39,6 +39,11 @@ def curve_of(lines: Lines, steps: int, every: int, window: int) -> dict[str, dic
     return {name: values for name, values in curve.items() if values}
 
 
+def places_of(curve: Mapping[str, Mapping[int, Any]]) -> set[tuple[int, str]]:
+    """(step, quantity) of all its points."""
+    return {(step, name) for name, values in curve.items() for step in values}
+
+
 def steps_of(curve: Curve) -> list[int]:
     """All steps at which anything is known."""
     return sorted({step for values in curve.values() for step in values})

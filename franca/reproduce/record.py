@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from franca.files import replace_text
-from franca.reproduce.curve import Curve, steps_of
+from franca.reproduce.curve import Curve, places_of, steps_of
 from franca.reproduce.errors import ReproduceError
 from franca.reproduce.machine import FACTS
 from franca.reproduce.tolerance import Tolerances
@@ -28,15 +28,14 @@ class Record:
 
     facts: FACTS, as `franca.reproduce.machine` puts them; "unknown" where the command didn't begin the runs.
     learned: the configuration that was run, without what is a user's own. evaluated: GIVEN, SPLIT or NONE.
-    minutes: of one run's steps, on average. window: steps that a point of the losses stands for. tolerance: where the
-    tolerances come from, in words.
+    minutes: of one run's steps, on average. tolerance: where the tolerances come from, in words. Every seed has a value
+    wherever there is a tolerance, and nowhere else.
     """
 
     recipe: str
     facts: dict[str, Any]
     minutes: float
     evaluated: str
-    window: int
     learned: dict[str, Any]
     tolerance: str
     tolerances: Tolerances
@@ -72,7 +71,6 @@ def write_record(path: Path, record: Record) -> None:
         **record.facts,
         "minutes": _short(record.minutes),
         "evaluated": record.evaluated,
-        "window": record.window,
         "learned": record.learned,
         "tolerance": record.tolerance,
         "tolerances": _rows(record.tolerances),
@@ -84,7 +82,7 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def read_record(path: Path) -> Record:
-    """Raises ReproduceError: there is no such file, or it is no record that this version understands."""
+    """Raises ReproduceError: there is no such file, it is no record that this version understands, or it is damaged."""
     try:
         content = json.loads(path.read_text())
         if content["format"] != FORMAT:
@@ -92,12 +90,11 @@ def read_record(path: Path) -> Record:
                 f"{path} has format {content['format']}, this version of franca reads {FORMAT}: use the version that "
                 "wrote it, or record the recipe again"
             )
-        return Record(
+        record = Record(
             recipe=content["recipe"],
             facts={name: content[name] for name in FACTS},
-            minutes=content["minutes"],
+            minutes=float(content["minutes"]),
             evaluated=content["evaluated"],
-            window=content["window"],
             learned=content["learned"],
             tolerance=content["tolerance"],
             tolerances=_curve(content["tolerances"]),
@@ -112,6 +109,28 @@ def read_record(path: Path) -> Record:
         if isinstance(error, ReproduceError):
             raise
         raise ReproduceError(f"{path} is no record of a recipe ({type(error).__name__}: {error}); restore it") from None
+    if flaw := _flaw(record):
+        raise ReproduceError(
+            f"{path} is damaged: {flaw}. Restore it, or record the recipe again (--record 0,1,2 --force)"
+        )
+    return record
+
+
+def _flaw(record: Record) -> str:
+    """Why nothing can be compared with it; "" when it is whole."""
+    if not record.seeds:
+        return "it holds no seeds"
+    if "loss" not in record.tolerances:
+        return "it holds no tolerances of the loss"
+    wanted = places_of(record.tolerances)
+    for step, name in sorted(wanted):
+        if not record.tolerances[name][step] > 0:
+            return f"the tolerance of {name} at step {step} is {record.tolerances[name][step]:g}, not above 0"
+    for seed, curve in record.seeds.items():
+        if single := wanted ^ places_of(curve):
+            step, name = min(single)
+            return f"of seed {seed} and the tolerances, only one has {name} of step {step}"
+    return ""
 
 
 def _rows(curve: Curve) -> list[dict[str, float | None]]:
@@ -121,12 +140,12 @@ def _rows(curve: Curve) -> list[dict[str, float | None]]:
     ]
 
 
-def _curve(rows: list[dict[str, Any]]) -> dict[str, dict[int, Any]]:
-    curve: dict[str, dict[int, Any]] = {}
+def _curve(rows: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+    curve: dict[str, dict[int, float]] = {}
     for row in rows:
         for name, value in row.items():
             if name != "step":
-                curve.setdefault(name, {})[row["step"]] = value
+                curve.setdefault(name, {})[int(row["step"])] = float(value)
     return curve
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
-from franca.reproduce.curve import Curve, minutes_of, steps_of, window_of
+from franca.reproduce.curve import Curve, minutes_of, steps_of
 from franca.reproduce.errors import ReproduceError
 from franca.reproduce.machine import FACTS
 from franca.reproduce.recipe import Recipe, learned
@@ -20,8 +20,8 @@ def record_seeds(
     """Run every seed to its end, or find it whole, then write the recipe's record.
 
     given: quantity -> tolerance, in place of what the seeds' spread gives.
-    Raises what a run does; ReproduceError too when there is a record already and ``force`` is off, when a run was not
-    finite, or when one seed comes without tolerances.
+    Raises what a run does; ReproduceError too when there is a record already and ``force`` is off, when the runs are
+    too short for a point, when one was not finite, or when one seed comes without tolerances.
     """
     if len(seeds) == 1 and not given:
         raise ReproduceError(
@@ -31,6 +31,11 @@ def record_seeds(
     if recipe.record.exists() and not force:
         raise ReproduceError(f"{recipe.record} exists; --force replaces it once the runs are done")
     config = recipe.configure(overrides)
+    if config.steps < config.log.every:
+        raise ReproduceError(
+            f"{recipe.file}: with steps={config.steps} and log.every={config.log.every} a run ends before its first "
+            f"line of losses, and nothing would be recorded; set log.every to {config.steps} or less there"
+        )
     base = config.output if any(text.startswith("output=") for text in overrides) else f"runs/record/{recipe.name}"
     runs = {}
     for seed in seeds:
@@ -46,7 +51,6 @@ def record_seeds(
         facts={name: source.begun_with[name] for name in FACTS},
         minutes=fmean(minutes_of(run.lines()) for run in runs.values()),
         evaluated=evaluated_on(config),
-        window=window_of(config.steps, config.log.every),
         learned=learned(config),
         tolerance=rule_of(given),
         tolerances=tolerances(curves, given),

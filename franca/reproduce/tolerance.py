@@ -7,6 +7,9 @@ R values at one point alone say little of s, so variances are pooled over all po
 be noisier in one part of its curve than in another: seeds of the quickstart lie twice as far apart in KoLeo's first
 half as in its second. So where any three successive points that hold the point have the larger pooled variance, that
 one counts.
+
+A term that is switched off is 0 in every seed. It keeps a tolerance just above rounding, so that a run where it is
+something else differs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +22,11 @@ from franca.reproduce.errors import ReproduceError
 SIGMAS = 3.0
 NEIGHBOURS = 3  # successive points whose variances are pooled
 FLOOR = 0.002  # of a quantity's mean size: seeds that happen to agree don't ask for more than that
+LEAST = 1e-6  # in the quantity's own unit: of one that is 0 in all seeds
 RULE = (
     f"{SIGMAS:g} s sqrt(1 + 1/R); s: standard deviation of the R seeds, pooled over all points or, where that is more, "
-    f"over {NEIGHBOURS} successive ones that hold the point; at least {FLOOR:.1%} of the quantity's mean size"
+    f"over {NEIGHBOURS} successive ones that hold the point; at least {FLOOR:.1%} of the quantity's mean size, "
+    f"and {LEAST:g}"
 )
 
 Tolerances = Mapping[str, Mapping[int, float]]  # quantity -> step -> a deviation in the quantity's own unit
@@ -58,7 +63,7 @@ def _from_spread(name: str, seeds: Mapping[int, Curve]) -> dict[int, float]:
     steps = sorted(next(iter(seeds.values()))[name])
     points = [[curve[name][step] for curve in seeds.values()] for step in steps]
     values = [[value for value in point if value is not None] for point in points]
-    floor = FLOOR * fmean(abs(fmean(point)) for point in values)
+    floor = max(FLOOR * fmean(abs(fmean(point)) for point in values), LEAST)
     spread = _pooled([_variance(point) for point in values])
     scale = SIGMAS * sqrt(1 + 1 / len(seeds))
     return {step: max(scale * sqrt(one), floor) for step, one in zip(steps, spread, strict=True)}

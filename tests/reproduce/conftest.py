@@ -1,6 +1,6 @@
 """Records and runs without training: curves that are written down, and a process that only writes them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def make_record() -> Callable[..., Record]:
     def make(*curves: Curve, **given: float) -> Record:
         seeds = dict(enumerate(curves))
         return Record(
-            *("some", dict(FACTS), 1.0, "nothing", 1, {"steps": STEPS}),
+            *("some", dict(FACTS), 1.0, "nothing", {"steps": STEPS}),
             *(rule_of(given), tolerances(seeds, given), seeds),
         )
 
@@ -49,6 +49,7 @@ class PretendedProcess:
 
     error: Exception | None = None  # raised at half of the run
     lr: float | None = None  # what it learns with, whatever it is told
+    constant: Mapping[str, float] = {}  # quantities that are this at every step, in place of the loss
     starts, stops = 0, 0
 
     def __init__(self, arguments: list[str], say: Callable[[str], None]) -> None:
@@ -66,7 +67,7 @@ class PretendedProcess:
                 raise self.error
             loss = pretended_loss(self.config.seed, step, lr)
             line: dict[str, Any] = {"step": step, "images": 4 * step, "images_per_second": 2.0}
-            metrics.write(line | dict.fromkeys(LOSSES, loss))
+            metrics.write(line | dict.fromkeys(LOSSES, loss) | self.constant)
             if enough():
                 type(self).stops += 1
                 return

@@ -14,6 +14,7 @@ from franca.reproduce import recipe as recipes
 from franca.reproduce.__main__ import main
 from franca.reproduce.errors import ReproduceError, Stopped
 from franca.reproduce.record import read_record
+from tests.reproduce.conftest import STEPS
 
 Pretended = Any  # the class of conftest.py
 Capture = pytest.CaptureFixture[str]
@@ -77,6 +78,35 @@ def test_a_recorded_seed_is_compared_with_its_own_curve_too(recorded: list[str],
     own = re.search(r"from the recorded curve of seed 0 itself: at most (\S+) tolerances", said)
     assert own is not None
     assert float(own[1]) < 0.01, "the record keeps five digits"
+
+
+def test_it_is_told_how_far_off_its_own_curve_a_run_is_where_it_is_farthest(
+    recorded: list[str], recipe: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(recorded) == 0
+    metrics, record = tmp_path / "run" / "metrics.jsonl", read_record(recipe.parent / "recorded" / "some.json")
+    lines = run.read_metrics(metrics)
+    lines[9]["loss"] += record.tolerances["loss"][10]  # of two lines that the point of step 10 is the mean of
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    capsys.readouterr()
+    main(recorded)
+    own = re.search(r"from the recorded curve of seed 0 itself: at most (\S+) tolerances", capsys.readouterr().out)
+    assert own is not None
+    assert float(own[1]) == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_term_that_is_switched_off_in_the_record_is_compared_too(
+    recipe: Path, pretended: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(command, "can_draw", lambda: False)
+    pretended.constant = {"koleo": 0.0}
+    assert main([str(recipe), "--record", "0,1", f"output={tmp_path / 'rec'}"]) == 0
+    assert main([str(recipe), "seed=2", f"output={tmp_path / 'off'}"]) == 0
+    pretended.constant = {"koleo": 5.0}
+    capsys.readouterr()
+    assert main([str(recipe), "seed=2", f"output={tmp_path / 'run'}"]) == 1
+    assert "koleo: first at step 2, recorded 0 ± 1e-06, now 5, " in capsys.readouterr().out
+    assert [one["quantity"] for one in result(tmp_path)["quantities"] if not one["agrees"]] == ["koleo"]
 
 
 @pytest.mark.parametrize("lr", [0.0, 5e-4, float("nan")])
@@ -257,6 +287,16 @@ def test_a_record_holds_no_run_that_was_not_finite(recipe: Path, pretended: Pret
     pretended.lr = float("nan")
     assert main([str(recipe), "--record", "0,1", f"output={recipe.parent / 'rec'}"]) == 2
     assert "seed 0 was not finite at step 2" in capsys.readouterr().err
+
+
+def test_a_recipe_too_short_for_a_point_is_refused_before_it_trains(
+    recipe: Path, pretended: Pretended, capsys: Capture
+) -> None:
+    recipe.write_text(recipe.read_text().replace("every: 1\n", f"every: {STEPS + 1}\n"))
+    assert main([str(recipe), "--record", "0,1", f"output={recipe.parent / 'rec'}"]) == 2
+    words = f"error: {recipe}: with steps=40 and log.every=41 a run ends before its first line of losses"
+    assert words in capsys.readouterr().err
+    assert pretended.starts == 0
 
 
 @pytest.mark.parametrize(

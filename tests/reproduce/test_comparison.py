@@ -9,7 +9,7 @@ from franca.reproduce.comparison import Agreement, Point, agreements, points_of,
 from franca.reproduce.curve import Curve
 from franca.reproduce.errors import ReproduceError
 from franca.reproduce.record import Record
-from franca.reproduce.tolerance import FLOOR, tolerances
+from franca.reproduce.tolerance import FLOOR, LEAST, tolerances
 
 MakeRecord = Callable[..., Record]
 POINTS, QUANTITIES, DRAWS, FIRST = 20, 5, 200, 3
@@ -120,6 +120,14 @@ def test_where_seeds_lie_farther_apart_the_tolerance_is_larger() -> None:
 def test_seeds_that_agree_by_chance_do_not_ask_for_more_than_the_floor() -> None:
     seeds: dict[int, Curve] = {0: {"loss": {1: -5.0}}, 1: {"loss": {1: -5.0}}}
     assert tolerances(seeds, {})["loss"] == {1: pytest.approx(5 * FLOOR)}
+
+
+def test_what_is_0_in_all_seeds_agrees_when_it_is_0_and_differs_when_it_is_not(make_record: MakeRecord) -> None:
+    record = make_record(*[{"koleo": {1: 0.0, 2: 0.0}}] * 2)
+    assert record.tolerances["koleo"] == {1: LEAST, 2: LEAST}
+    found = [agreements(record, points_of(record, {"koleo": {1: 0.0, 2: now}}))[0] for now in (0.0, 1e-4, -5.0)]
+    assert [one.differs for one in found] == [False, True, True]
+    assert (found[0].mean, found[2].first.step) == (0.0, 2)
 
 
 def test_one_seed_needs_tolerances() -> None:
