@@ -10,7 +10,7 @@ from franca.config import ConfigError
 from franca.data.errors import DataError
 from franca.eval.figures import can_draw
 from franca.reproduce.comparison import agreements, points_of, recorded_points
-from franca.reproduce.curve import Curve
+from franca.reproduce.curve import Curve, window_of
 from franca.reproduce.errors import ReproduceError, Stopped
 from franca.reproduce.listing import listing
 from franca.reproduce.machine import differences, other_images
@@ -63,6 +63,8 @@ def _record(options: argparse.Namespace) -> None:
     record = record_seeds(recipe, options.overrides, seeds, given, options.force, _say)
     print(f"{recipe.record}: {record.recipe}, seeds {', '.join(map(str, seeds))}; tolerances:")
     print("\n".join(summary(record)))
+    if len(seeds) == 2:
+        _say("two seeds say little of a spread: a third makes verdicts that can be relied on")
 
 
 def _reproduce(recipe: Recipe, overrides: list[str], until: int | None, dry_run: bool) -> int:
@@ -84,6 +86,8 @@ def _reproduce(recipe: Recipe, overrides: list[str], until: int | None, dry_run:
         return REPRODUCED
     if others := other_images(record.facts, run.begun_with):
         _say(f"WARNING: these are not the images that were recorded ({'; '.join(others)}): its curve may be another")
+    every = run.config.log.every
+    _say(f"recorded losses are means over {window_of(run.config.steps, every)} steps, the run's own lines over {every}")
     if watcher.look():
         _say(f"nothing was trained: {run.output} holds the run already, up to there")
     else:
@@ -99,9 +103,9 @@ def _plan_lines(record: Record, run: FolderOfRun, until: int | None, watcher: "_
     if watcher.all_there(run.curve()):
         todo = f"{name}: nothing would be trained, {run.output} holds the run up to step {reached}"
     else:
-        begun = f"from step {reached} on" if reached else "from the beginning"
+        begun = f"from its last state on, behind or at step {reached}," if reached else "from the beginning"
         todo = f"{name}: {begun} up to step {until or steps} of {steps}, in {run.output}"
-        points += f"; the steps of a whole run took {record.minutes:.0f} minutes there"
+        points += f"; the steps of a whole run took {record.minutes:.1f} minutes there"
     return [todo, points, *differing_lines(run.made_elsewhere, differences(record.facts, run.begun_with))]
 
 

@@ -89,8 +89,10 @@ def find_recipe(name: str) -> Recipe:
     there = {recipe.name: recipe for recipe in all_recipes()}
     if name not in there:
         nearest = difflib.get_close_matches(name, there, n=1)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise ReproduceError(f"there is no recipe {name!r} in {RECIPES}; {hint}There are: {', '.join(there)}")
+        hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+        raise ReproduceError(
+            f"there is no recipe {name!r} in {RECIPES}{hint}; give a YAML file, or one of {', '.join(there)}"
+        )
     return there[name]
 
 

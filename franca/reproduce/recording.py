@@ -1,7 +1,9 @@
 """Making a record: some seeds of a recipe are run, one after another, and their curves written down."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryFile
 
 from franca.reproduce.curve import Curve, minutes_of, steps_of
 from franca.reproduce.errors import ReproduceError
@@ -30,6 +32,7 @@ def record_seeds(
         )
     if recipe.record.exists() and not force:
         raise ReproduceError(f"{recipe.record} exists; --force replaces it once the runs are done")
+    _require_writable(recipe.record.parent)
     config = recipe.configure(overrides)
     if config.steps < config.log.every:
         raise ReproduceError(
@@ -58,6 +61,18 @@ def record_seeds(
     )
     write_record(recipe.record, record)
     return record
+
+
+def _require_writable(folder: Path) -> None:
+    """Raises ReproduceError where the record could not be written, once the runs are done; makes the folder."""
+    try:
+        folder.mkdir(exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ReproduceError(
+            f"the record is to lie in {folder}, which can't be written to ({error.strerror}); copy the recipe elsewhere"
+        ) from None
 
 
 def _train_whole(run: FolderOfRun, say: Say) -> None:

@@ -63,7 +63,7 @@ def test_a_dry_run_says_what_would_be_run_and_runs_nothing(
     assert main([*recorded, "seed=5", "--until", "6"]) == 0
     notes = tmp_path / "run" / "reproduce.json"
     assert said("--until", "6")[0].startswith("some, seed 5: nothing would be trained, ")
-    assert re.match(r"some, seed 5: from step \d+ on up to step 40 of 40, in ", said()[0])
+    assert re.match(r"some, seed 5: from its last state on, behind or at step \d+, up to step 40 of 40, in ", said()[0])
     notes.unlink()
     assert said()[2:] == [
         "the run was made elsewhere, not begun by this command: its code, torch, device and images are unknown"
@@ -273,6 +273,7 @@ def test_recording_says_the_tolerances_and_goes_on_where_it_stopped(
     said = capsys.readouterr().out
     assert "3 s sqrt(1 + 1/R)" in said
     assert "loss: 0.0" in said
+    assert "two seeds say little of a spread" in said
     record = read_record(recipe.parent / "recorded" / "some.json")
     assert list(record.seeds) == [3, 4]
     assert record.minutes == pytest.approx(40 * 4 / 2.0 / 60, rel=1e-4)
@@ -287,6 +288,18 @@ def test_a_record_holds_no_run_that_was_not_finite(recipe: Path, pretended: Pret
     pretended.lr = float("nan")
     assert main([str(recipe), "--record", "0,1", f"output={recipe.parent / 'rec'}"]) == 2
     assert "seed 0 was not finite at step 2" in capsys.readouterr().err
+
+
+def test_a_record_that_could_not_be_written_is_refused_before_anything_trains(
+    recipe: Path, pretended: Pretended, capsys: Capture
+) -> None:
+    (recipe.parent / "recorded").write_text("in the way")
+    assert main([str(recipe), "--record", "0,1", f"output={recipe.parent / 'rec'}"]) == 2
+    assert (
+        f"error: the record is to lie in {recipe.parent / 'recorded'}, which can't be written"
+        in capsys.readouterr().err
+    )
+    assert pretended.starts == 0
 
 
 def test_a_recipe_too_short_for_a_point_is_refused_before_it_trains(
