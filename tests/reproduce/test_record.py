@@ -13,6 +13,8 @@ from franca.reproduce.errors import ReproduceError
 from franca.reproduce.recipe import Recipe, find_recipe, learned
 from franca.reproduce.record import Record, changed_since, read_record, write_record
 
+ROOT = Path(__file__).resolve().parents[2]
+
 MakeRecord = Callable[..., Record]
 
 
@@ -97,6 +99,16 @@ def test_an_edited_recipe_is_noticed_and_a_new_option_is_not(record: Record, rec
     now = json.loads(json.dumps(learned(Recipe(recipe).configure([]))))
     assert changed_since(record, now) == []
     assert changed_since(record, now | {"steps": 41}) == ["steps"]
+
+
+def test_the_curve_that_training_md_shows_is_the_recorded_one() -> None:
+    record = read_record(ROOT / "configs" / "recipes" / "recorded" / "imagenette_cpu.json")
+    text = (ROOT / "training.md").read_text()
+    for name, quantity in (("class token, seed 1", "knn_cls@20"), ("mean patch, seed 1", "knn_patch@20")):
+        (row,) = re.findall(rf"^\| {name} \|(.*)\|$", text, re.MULTILINE)
+        untrained, *shown, gain = (float(cell.strip(" *")) for cell in row.split("|"))
+        assert shown == [round(value, 1) for value in record.seeds[1][quantity].values()]
+        assert gain == pytest.approx(shown[-1] - untrained, abs=0.06)
 
 
 def test_every_shipped_record_is_that_of_its_recipe() -> None:
