@@ -116,12 +116,11 @@ def recorded_in(file: Path | None) -> StudyResults:
 
 
 def make_folder(folder: Path) -> None:
-    """Of all runs. Raises ConfigError where it can't be made or written to."""
+    """Of all runs. Raises ConfigError where it can't be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".lock").touch()  # that `held` will lock
     except OSError as error:
-        raise ConfigError(f"FOLDER {folder} can't be written to ({error.strerror}); name another") from None
+        raise ConfigError(f"FOLDER {folder} can't be made ({error.strerror}); name another") from None
 
 
 def report(options: argparse.Namespace, study: StudyConfig, tasks: Sequence[Task], results: StudyResults) -> None:

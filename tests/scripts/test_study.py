@@ -721,6 +721,9 @@ def test_a_page_without_a_place_or_results_without_a_folder_are_refused_before_a
         assert says in capsys.readouterr().err
     assert script.main([*arguments, *data, "--results", str(tmp_path / "none" / "x.json")]) == 2
     assert f"there is no folder {tmp_path / 'none'}" in capsys.readouterr().err
+    in_the_way = [arguments[0], str(tmp_path / "page.md"), *data]
+    assert script.main(in_the_way) == 2
+    assert f"error: FOLDER {tmp_path / 'page.md'} can't be made" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
